@@ -47,6 +47,22 @@ def test_a_fleet_of_which_loaders_die_has_the_model_some_seconds_later(simulated
     assert outcome.bucket_bytes < 3 * given.size
 
 
+@pytest.mark.parametrize("shares_headers", [True, False])
+def test_a_bucket_that_answers_few_requests_delays_a_fleet_whose_nodes_all_read_headers(
+    simulated_fleet: ModuleType, shares_headers: bool
+) -> None:
+    tensors = (2 * MIB,) * 200
+    given = settings(simulated_fleet, tensors=tensors, nodes=24, requests=500, shares_headers=shares_headers)
+    outcome = simulated_fleet.Fleet(given).run()
+    if shares_headers:
+        assert outcome.requests["headers"] < 4 * len(tensors)
+        assert max(outcome.seconds) < 3 * given.limit
+    else:
+        assert outcome.requests["headers"] > 20 * len(tensors)
+        assert min(outcome.seconds) > 20 * len(tensors) / given.requests
+    assert (outcome.failed, len(outcome.seconds)) == (0, 24)
+
+
 def test_flows_share_links_evenly_and_no_link_carries_more_than_it_can(simulated_fleet: ModuleType) -> None:
     np = pytest.importorskip("numpy")
     source, target = np.array([0, 0, 0, 1, 2]), np.array([1, 2, 3, 3, 3])

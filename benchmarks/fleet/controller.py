@@ -18,6 +18,7 @@ from tonnage.contract.peers import (
     new_grant,
     sign_grant,
 )
+from tonnage_operator.domain.peers.headers import HeaderReaders
 
 
 def main() -> None:
@@ -25,6 +26,7 @@ def main() -> None:
     key = Path(settings["key"])
     nodes: dict[str, str] = settings["nodes"]
     places: dict[str, int] = {}
+    readers = HeaderReaders()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -37,6 +39,8 @@ def main() -> None:
                 grant = new_grant(medium="memory", key=report.entry, caller="model", now=time.time())
                 names = [name for name in nodes if name != report.node][:MAX_PEERS]
                 place = places.setdefault(report.node, len(places))
+                readers.note(report.node, report.headers_digest)
+                task = readers.task(report.node, time.monotonic(), may_read=True, loading=places)
                 other = key.with_name("signing-key")  # a fault: not the peers' own
                 signing = (other if other.exists() else key).read_bytes()
                 body = encode_peers_answer(
@@ -47,6 +51,8 @@ def main() -> None:
                         interval=2.0,
                         loading=len(places),
                         place=place,
+                        headers_digest=readers.digest,
+                        headers=task if settings["shares_headers"] else "",
                     )
                 )
             self.send_response(200 if body else 204)

@@ -28,8 +28,12 @@ from support.tensors_writer import build_tensors_file, raw_tensors
 
 TENSORS = 64
 NAME = "fleet"
-WAYS = {"peers": "with peers", "bucket": "bucket alone"}
-COLORS = {"peers": "#0969da", "bucket": "#818b98"}
+WAYS = {
+    "peers": "with peers",
+    "own-headers": "with peers, each node reads all headers",
+    "bucket": "bucket alone",
+}
+COLORS = {"peers": "#0969da", "own-headers": "#8250df", "bucket": "#818b98"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Run:
     peer_bytes: int
     problems: list[str]
     samples: list[Sample]
+    requests: dict[str, int]
+    """What the bucket was asked, by kind."""
 
     @property
     def all_warm(self) -> float:
@@ -67,7 +73,8 @@ def main() -> int:
     parser.add_argument("--megabytes", type=int, default=512)
     parser.add_argument("--rate", type=int, default=240, help="megabits per second of each link")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["peers", "bucket"])
+    parser.add_argument("--tensors", type=int, default=TENSORS)
     parser.add_argument("--out", type=Path, help=f"folder for {NAME}.json, .md and .svg")
     parser.add_argument("--faults", nargs="*", default=[], help='faults to run once each, or "all"; see faults.py')
     options = parser.parse_args()
@@ -75,7 +82,7 @@ def main() -> int:
         parser.error("network namespaces need root")
     with tempfile.TemporaryDirectory(prefix="tonnage-fleet-", dir="/dev/shm") as temporary:
         folder = Path(temporary)
-        size = make_model(folder / "bucket" / KEY, options.megabytes * 1_000_000)
+        size = make_model(folder / "bucket" / KEY, options.megabytes * 1_000_000, options.tensors)
         print(f"model: {size:,} bytes", file=sys.stderr)
         names = [f"node{number}" for number in range(options.nodes)]
         runs = measure(folder, options, names, size)
@@ -97,7 +104,7 @@ def measure(folder: Path, options: argparse.Namespace, nodes: list[str], size: i
     for _ in range(options.runs):
         for way, found in runs.items():
             with network(["controller", "bucket", *nodes], f"{options.rate}mbit") as found_network:
-                run = run_once(folder, found_network, with_peers=way == "peers")
+                run = run_once(folder, found_network, way)
             found.append(run)
             print(f"{way}: {run.all_warm:.1f} s, bucket {run.bucket_bytes / size:.2f} models", file=sys.stderr)
             for problem in run.problems:
@@ -105,25 +112,27 @@ def measure(folder: Path, options: argparse.Namespace, nodes: list[str], size: i
     return runs
 
 
-def make_model(path: Path, size: int) -> int:
-    """Writes a model of ``TENSORS`` equal tensors, and returns its size in bytes."""
+def make_model(path: Path, size: int, count: int = TENSORS) -> int:
+    """Writes a model of equal tensors, and returns its size in bytes."""
     path.parent.mkdir(exist_ok=True)
     generator = torch.Generator().manual_seed(1)
-    each = size // TENSORS // 1000
+    each = size // count // 1000
     tensors = {
         f"layers.{number}.weight": torch.randint(0, 256, (1000, each), generator=generator, dtype=torch.uint8)
-        for number in range(TENSORS)
+        for number in range(count)
     }
     path.write_bytes(build_tensors_file(raw_tensors(tensors)).data)
     return path.stat().st_size
 
 
-def run_once(folder: Path, links: Network, *, with_peers: bool) -> Run:
-    """Has all nodes load at the same time, and compares what they have."""
+def run_once(folder: Path, links: Network, way: str) -> Run:
+    """Has all nodes load at the same time, in one way, and compares what they have."""
+    with_peers = way != "bucket"
     work = Path(tempfile.mkdtemp(dir=folder))
     try:
         with Scene(work, folder / "bucket", links) as scene:
             names = list(scene.nodes)
+            scene.shares_headers = way == "peers"
             if with_peers:
                 scene.start_controller()
                 scene.start_peers(names)
@@ -135,11 +144,12 @@ def run_once(folder: Path, links: Network, *, with_peers: bool) -> Run:
             sent = bucket.sent_bytes() - before
         reports = loads.reports.values()
         problems = [json.dumps(each) for each in reports if each.get("outcome") != "loaded" or each["dropped_peers"]]
+        requests = scene.count_requests()
         if len(scene.digests(names)) != 1:
             raise RuntimeError("the nodes have different bytes")
         samples = read_samples(work / "counters", links, started)
         peer_bytes = sum(each["peer_bytes"] for each in reports)
-        return Run(list(loads.seconds.values()), sent, peer_bytes, problems, samples)
+        return Run(list(loads.seconds.values()), sent, peer_bytes, problems, samples, requests)
     finally:
         shutil.rmtree(work)
 
@@ -186,6 +196,9 @@ def summary(runs: dict[str, list[Run]], options: argparse.Namespace) -> dict[str
             "times_the_limit": round(statistics.median(seconds) / limit, 2),
             "bucket_models": round(statistics.median(models), 2),
             "bucket_models_range": [round(min(models), 2), round(max(models), 2)],
+            "requests": {
+                kind: statistics.median_high(run.requests[kind] for run in found) for kind in found[0].requests
+            },
             "busy_cores": round(statistics.median([_busy(run) for run in found]), 2),
             "seconds_of_nodes": [[round(each, 2) for each in sorted(run.seconds)] for run in found],
             "samples": [
@@ -210,13 +223,13 @@ def table(result: dict[str, Any]) -> str:
     head = (
         f"{result['nodes']} nodes and a bucket, each with a link of {result['megabits_per_second']} Mb/s, "
         f"{result['megabytes']} MB, {result['cores']} cores, medians of {result['runs']} runs in turn. The limit, the "
-        f"model's size over a link, is {result['limit_seconds']} s."
+        f"model's size over a link, is {result['limit_seconds']} s. Requests: HEAD, index, headers alone, data."
     )
     lines = [
         head,
         "",
-        "| way | all nodes have the model (range) | to the limit | the bucket sent (range) | busy cores |",
-        "|---|---:|---:|---:|---:|",
+        "| way | all nodes have the model (range) | to the limit | the bucket sent (range) | requests | busy cores |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for way, label in _ways(result):
         row = result[way]
@@ -224,7 +237,8 @@ def table(result: dict[str, Any]) -> str:
         least, most = row["bucket_models_range"]
         lines.append(
             f"| {label} | {row['all_warm_seconds']} s ({low}–{high}) | {row['times_the_limit']} × | "
-            f"{row['bucket_models']} models ({least}–{most}) | {100 * row['busy_cores']:.0f} % |"
+            f"{row['bucket_models']} models ({least}–{most}) | {', '.join(map(str, row['requests'].values()))} | "
+            f"{100 * row['busy_cores']:.0f} % |"
         )
     return "\n".join(lines) + "\n"
 

@@ -26,12 +26,16 @@ REPOSITORY = HERE.parents[1]
 SERVER_NAME = "tonnage-peer.bench.svc"
 KEY = "llama.tensors"
 LOAD_SECONDS = 900.0
+KINDS = ("head", "index", "headers", "data")
+HEADERS_BYTES = 64 << 10
+"""A shorter request is for headers only."""
 
 NGINX = """
 daemon off; worker_processes 1; pid {run}/nginx.pid; error_log stderr crit; user root;
 events {{ worker_connections 1024; }}
 http {{
-    access_log off; sendfile on; sendfile_max_chunk 512k; tcp_nopush on; keepalive_requests 1000000;
+    log_format requests '$request_method $http_range'; access_log {run}/requests.log requests;
+    sendfile on; sendfile_max_chunk 512k; tcp_nopush on; keepalive_requests 1000000;
     client_body_temp_path {run}/b; proxy_temp_path {run}/p; fastcgi_temp_path {run}/f; uwsgi_temp_path {run}/u;
     scgi_temp_path {run}/s;
     server {{ listen {address}:80; root {root}; }}
@@ -61,6 +65,7 @@ class Scene:
         self.network = network
         self.nodes = {name: host for name, host in network.hosts.items() if name.startswith("node")}
         self.secrets = work / "secrets"
+        self.shares_headers = True
         self._root = root
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -81,6 +86,14 @@ class Scene:
             process.terminate()
             process.wait(60)
 
+    def count_requests(self) -> dict[str, int]:
+        """Returns how many requests the bucket has had, by kind."""
+        found = dict.fromkeys(KINDS, 0)
+        for line in (self.work / "nginx" / "requests.log").read_text().splitlines():
+            method, _, range_ = line.partition(" ")
+            found[_kind(method, range_)] += 1
+        return found
+
     # -- the controller and the peers
 
     def start_controller(self) -> None:
@@ -97,6 +110,7 @@ class Scene:
             "key": str(self.secrets / "ticket-key"),
             "certificate": str(self.secrets / "tls.crt"),
             "nodes": {name: node.address for name, node in self.nodes.items()},
+            "shares_headers": self.shares_headers,
         }
         (self.work / "controller.json").write_text(json.dumps(settings))
         script = str(HERE / "controller.py")
@@ -207,10 +221,23 @@ class Scene:
         return {_digest(self.cache(name)) for name in names}
 
 
+def _kind(method: str, range_: str) -> str:
+    """Returns the kind of a request: of its metadata, of the index, of headers alone, or of data."""
+    if method != "GET" or "=" not in range_:
+        return "head"
+    first, _, last = range_.partition("=")[2].partition("-")
+    if first == "0":
+        return "index"
+    return "headers" if int(last or 1 << 62) - int(first) < HEADERS_BYTES else "data"
+
+
 def _start(
     command: list[str], *, stdout: IO[bytes] | None = None, stderr: int | None = None
 ) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'loader'}:{REPOSITORY / 'tests'}"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": ":".join(str(REPOSITORY / each) for each in ("loader", "operator", "tests")),
+    }
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
     )

@@ -14,32 +14,39 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tonnage.contract.peers import MAX_PEERS, Peer, PeersAnswer
+from tonnage.contract.peers import AWAIT_HEADERS, MAX_PEERS, Peer, PeersAnswer
 from tonnage.loading.peers.finder import STATE_SECONDS, ask_again_after
 from tonnage.planning.segments import Segment, Span, SpanRole
+from tonnage.source.backoff import backoff_seconds
 from tonnage.transfer.concurrency import INITIAL_CONNECTIONS
+from tonnage.transfer.coordinator import MAX_ATTEMPTS, MAX_BACKOFF_SECONDS
+from tonnage.transfer.part_queue import Part
 from tonnage.transfer.peer_index import UnitIndex
 from tonnage.transfer.peer_ledger import PeerLedger
 from tonnage.transfer.peer_queue import Holding, PeerQueue
 from tonnage.transfer.peer_transfer import PUBLISH_SECONDS
-from tonnage.transfer.peer_units import SOURCE_ONLY, make_units
+from tonnage.transfer.peer_units import SMALL_BYTES, SOURCE_ONLY, make_units
 from tonnage.transfer.source_share import SourceShare
 from tonnage_operator.domain.peers.choice import NodeRing, choose_peers, find_holders
 from tonnage_operator.domain.peers.feeding import count_feedable_loads, is_holder
+from tonnage_operator.domain.peers.headers import HeaderReaders
 from tonnage_operator.domain.peers.loading import LoadingNodes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tonnage.transfer.part_queue import Part
     from tonnage.transfer.peer_units import Unit
 
 POLL_SECONDS = 0.1
 FIRST_LOOK_SECONDS = 0.2
+HEADERS_SECONDS = 0.05
+"""From a look at a peer that has the headers file until it has come: some hundred kilobytes."""
 HEADER_BYTES = 256
 MAX_WORKERS = 16
 SHARE_ROUNDS = 4
 DYING_SECONDS = 10.0
+BURST_SECONDS = 0.05
+"""For so long, the bucket answers requests that it could have answered before."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,10 @@ class Settings:
         source_delay: Seconds until the bucket answers.
         start_delay: Seconds from the decision to load to the loader's first request: a pod is started.
         dying: Share of the nodes whose loaders die within their first ten seconds. Their peers go on serving.
+        shares_headers: Whether the first loads read all headers for the others, as the controller has them do; if not,
+            each node reads all headers from the bucket.
+        requests: Requests a second that the bucket answers; it refuses what is more, as S3 does with 503 SlowDown, and
+            a load tries again as the loader does. 0: no limit.
     """
 
     tensors: tuple[int, ...]
@@ -77,6 +88,8 @@ class Settings:
     peer_delay: float = 0.005
     start_delay: float = 3.0
     dying: float = 0.0
+    shares_headers: bool = True
+    requests: float = 0.0
 
     @property
     def size(self) -> int:
@@ -98,6 +111,10 @@ class Outcome:
     bucket_bytes: float
     timeline: list[tuple[float, float, float, int]]
     """Seconds, bytes of the bucket so far, bytes at all nodes so far, complete nodes."""
+    requests: dict[str, int] = field(default_factory=dict)
+    """Requests that the bucket has answered, for ``headers`` and for ``data``, and those that it has ``refused``."""
+    failed: int = 0
+    """Loads that failed, because one request of theirs was refused too often."""
 
 
 @dataclass
@@ -105,6 +122,7 @@ class _Shown:
     """What a node shows: kept while it does not change, so that others notice."""
 
     holding: Holding = field(default_factory=Holding)
+    headers: bool = False
 
 
 class _Model:
@@ -160,6 +178,12 @@ class _Node:
         self.share: SourceShare | None = None
         self.seen: dict[int, _Shown] = {}
         self.seen_share: SourceShare | None = None
+        self.has_headers = False
+        """Whether it has the headers file: read from the bucket, or taken from a peer."""
+        self.expects_headers = False
+        """Whether the controller has told it the digest."""
+        self.task = self.seen_task = ""
+        self.headers_at = float("inf")
         self.credit = 0.0
         self.next_ask = self.next_look = self.next_poll = 0.0
         self.next_publish = phase * PUBLISH_SECONDS
@@ -171,19 +195,13 @@ class _Node:
         last = first
         while self.model.units[last].end < part.end:
             last += 1
-        bits = (1 << (last + 1)) - (1 << first)
-        self.received |= bits
-        self.bytes += part.end - part.start
+        self._add(first, last)
         self.queue.finished(part, end=part.end, now=now)
         if part.peer:
             self.ledger.succeeded(part.peer, size=part.end - part.start, seconds=seconds)
         else:
-            self.verified |= bits & self.model.index.for_peers
+            self.verified |= ((1 << (last + 1)) - (1 << first)) & self.model.index.for_peers
             self.changed = True
-        for tensor in self.model.tensors_of(first, last):
-            if self.received & tensor == tensor:
-                self.verified |= tensor & self.model.index.for_peers
-                self.changed = True
         if self.received == self.model.whole:
             self.done = now
 
@@ -191,9 +209,30 @@ class _Node:
         pending = 0
         for unit in self.queue.pending:
             pending |= 1 << self.model.number_of[unit.start]
-        if self.changed or pending != self.shown.holding.pending:
-            self.shown = _Shown(Holding(self.verified, pending))
+        if self.queue.has_read_headers and self.received & self.model.index.small == self.model.index.small:
+            self.has_headers = True
+        shown = self.shown
+        if self.changed or pending != shown.holding.pending or self.has_headers != shown.headers:
+            self.shown = _Shown(Holding(self.verified, pending), self.has_headers)
             self.changed = False
+
+    def take_headers(self) -> None:
+        """The headers file has come from a peer."""
+        self.has_headers, self.headers_at = True, float("inf")
+        numbers = [number for number, _ in self.queue.short_units]
+        self.queue.drop(numbers)
+        for number in numbers:
+            self._add(number, number)
+
+    def _add(self, first: int, last: int) -> None:
+        """Units in a row have arrived; what they complete may be shown."""
+        bits = (1 << (last + 1)) - (1 << first)
+        self.received |= bits
+        self.bytes += sum(unit.size for unit in self.model.units[first : last + 1])
+        for tensor in self.model.tensors_of(first, last):
+            if self.received & tensor == tensor:
+                self.verified |= tensor & self.model.index.for_peers
+                self.changed = True
 
 
 class Fleet:
@@ -207,6 +246,7 @@ class Fleet:
         self._ring = NodeRing(node.name for node in self._nodes)
         self._numbers = {node.name: node.number for node in self._nodes}
         self._loading = LoadingNodes()
+        self._readers = HeaderReaders()
         self._complete: set[str] = set()
         self._waiting: list[tuple[float, int]] = []
         self._unstarted = [node.number for node in self._nodes]
@@ -223,6 +263,10 @@ class Fleet:
         self._free = list(range(capacity - 1, -1, -1))
         self._used = np.zeros(capacity, dtype=bool)
         self._bucket_bytes = 0.0
+        self._is_admitted = np.zeros(capacity, dtype=bool)
+        self._tokens = settings.requests * BURST_SECONDS
+        self._requests = {"headers": 0, "data": 0, "refused": 0}
+        self._failed = 0
         self._links = np.full(settings.nodes + 1, settings.link)
         self._links[-1] = settings.bucket
         if not settings.first_loads:
@@ -246,7 +290,8 @@ class Fleet:
                 timeline.append((now, self._bucket_bytes, total, len(self._complete)))
             if now > 100 * self._settings.limit + 600:
                 raise RuntimeError("the simulated fleet does not finish")
-        return Outcome([node.done for node in self._nodes if node.done is not None], self._bucket_bytes, timeline)
+        seconds = [node.done for node in self._nodes if node.done is not None]
+        return Outcome(seconds, self._bucket_bytes, timeline, self._requests, self._failed)
 
     # -- the controller
 
@@ -285,6 +330,11 @@ class Fleet:
         self._loading.note(node.name, now, serves=True)
         node.share = SourceShare(self._loading.places, self._loading.place(node.name))
         node.times_asked += 1
+        if self._settings.shares_headers:
+            self._readers.note(node.name, "known" if node.has_headers else "")
+            asking = self._loading.nodes(now)
+            node.task = self._readers.task(node.name, now, may_read=True, loading=asking)
+            node.expects_headers = bool(self._readers.digest)
         answer = PeersAnswer(peers=tuple(Peer(node=name, address="10.0.0.1:9443") for name in chosen))
         node.next_ask = now + ask_again_after(answer, node.times_asked)
 
@@ -304,7 +354,14 @@ class Fleet:
                 acts = True
             if now >= node.next_publish:
                 node.next_publish = now + PUBLISH_SECONDS
+                had_headers = node.has_headers
                 node.publish()
+                if node.has_headers and not had_headers:
+                    node.next_ask = now  # it tells the controller at once
+            if now >= node.headers_at:
+                node.take_headers()
+                node.seen = {}
+                acts = True
             if now >= node.next_look:
                 node.next_look = now + STATE_SECONDS
                 acts |= self._look(node, now)
@@ -315,12 +372,16 @@ class Fleet:
 
     def _look(self, node: _Node, now: float) -> bool:
         seen = {at: self._nodes[at].shown for at in node.peers if self._nodes[at].started is not None}
-        is_same = node.share == node.seen_share and seen.keys() == node.seen.keys()
+        task = "" if node.has_headers and node.task == AWAIT_HEADERS else node.task
+        is_same = (node.share, task) == (node.seen_share, node.seen_task) and seen.keys() == node.seen.keys()
         if is_same and all(seen[at] is node.seen[at] for at in seen):
             return False
-        node.seen, node.seen_share = seen, node.share
+        node.seen, node.seen_share, node.seen_task = seen, node.share, task
+        if node.expects_headers and not node.has_headers and any(shown.headers for shown in seen.values()):
+            node.headers_at = min(node.headers_at, now + HEADERS_SECONDS)
         holdings = {self._nodes[at].name: shown.holding for at, shown in seen.items()}
-        node.queue.update(holdings, [self._nodes[at].name for at in node.peers], now=now, share=node.share)
+        names = [self._nodes[at].name for at in node.peers]
+        node.queue.update(holdings, names, now=now, share=node.share, headers=task)
         return True
 
     def _take(self, node: _Node, now: float) -> None:
@@ -331,6 +392,7 @@ class Fleet:
                 return
             at = self._free.pop()
             self._used[at] = True
+            self._is_admitted[at] = bool(part.peer)
             self._parts[at] = part
             self._target[at] = node.number
             self._left[at] = part.end - part.start
@@ -347,11 +409,45 @@ class Fleet:
                 self._cap[at] = settings.source_connection
                 self._begins[at] = now + settings.source_delay
 
+    # -- the bucket's requests
+
+    def _admit(self, now: float) -> None:
+        """Lets the bucket answer as many of the requests that have arrived as it can, and refuse the others."""
+        rate = self._settings.requests
+        self._tokens = min(self._tokens + rate * self._settings.step, rate * BURST_SECONDS)
+        arrived = np.flatnonzero(self._used & ~self._is_admitted & (self._begins <= now)).tolist()
+        if rate and len(arrived) > self._tokens:
+            self._random.shuffle(arrived)
+        for count, at in enumerate(arrived):
+            part = self._parts[at]
+            assert part is not None
+            if rate and count >= self._tokens:
+                self._refuse(self._nodes[self._target[at]], part, at, now)
+                continue
+            self._is_admitted[at] = True
+            self._requests["headers" if part.end - part.start < SMALL_BYTES else "data"] += 1
+        self._tokens -= min(len(arrived), self._tokens) if rate else 0
+
+    def _refuse(self, node: _Node, part: Part, at: int, now: float) -> None:
+        self._requests["refused"] += 1
+        self._used[at] = False
+        self._parts[at] = None
+        self._free.append(at)
+        node.queue.finished(part, end=part.start, now=now)
+        if part.attempt == MAX_ATTEMPTS:
+            if node.number in self._active:
+                self._active.discard(node.number)
+                self._failed += 1
+            return
+        delay = backoff_seconds(part.attempt + 1, maximum=MAX_BACKOFF_SECONDS, jitter=self._random.random())
+        node.queue.requeue(Part(part.segment, part.start, part.end, part.attempt + 1), not_before=now + delay)
+
     # -- links
 
     def _flow(self, now: float) -> None:
         step = self._settings.step
-        flows = np.flatnonzero(self._used & (self._begins <= now))
+        self._admit(now)
+        flows = np.flatnonzero(self._used & self._is_admitted & (self._begins <= now))
         if not len(flows):
             return
         source, target = self._source[flows], self._target[flows]
@@ -403,10 +499,3 @@ def share(
         if not growing.any():
             break
     return rates
-
-
-def llama_70b() -> tuple[int, ...]:
-    """Returns the sizes of the tensors of a model of 140 GB, without the small ones."""
-    hidden, inner, keys, vocabulary = 8192, 28672, 1024, 128256
-    layer = [hidden * hidden, hidden * keys, hidden * keys, hidden * hidden, *[hidden * inner] * 3]
-    return tuple(2 * count for count in [vocabulary * hidden, *layer * 80, vocabulary * hidden])

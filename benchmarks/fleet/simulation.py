@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from simulated_fleet import Fleet, Outcome, Settings, llama_70b
+from simulated_fleet import Fleet, Outcome, Settings
 
 GIGABIT = 1e9 / 8
 NAME = "fleet-simulation"
@@ -26,9 +26,17 @@ WAYS = {
     "together": "all within a second",
     "dying": "all within a second, {dying:.0%} of the loaders die",
     "staged": "{first_loads}, then as holders feed more",
+    "own-headers": "all within a second, each node reads all headers",
 }
-STYLES = {"together": "-", "dying": "-.", "staged": "--"}
+STYLES = {"together": "-", "dying": "-.", "staged": "--", "own-headers": ":"}
 COLORS = {25: "#0969da", 100: "#1a7f37"}
+
+
+def llama_70b() -> tuple[int, ...]:
+    """Returns the sizes of the tensors of a model of 140 GB, without the small ones."""
+    hidden, inner, keys, vocabulary = 8192, 28672, 1024, 128256
+    layer = [hidden * hidden, hidden * keys, hidden * keys, hidden * hidden, *[hidden * inner] * 3]
+    return tuple(2 * count for count in [vocabulary * hidden, *layer * 80, vocabulary * hidden])
 
 
 def settings_of(options: argparse.Namespace, gigabits: int, way: str) -> Settings:
@@ -43,6 +51,8 @@ def settings_of(options: argparse.Namespace, gigabits: int, way: str) -> Setting
         seed=options.seed,
         first_loads=options.first_loads if way == "staged" else 0,
         dying=options.dying if way == "dying" else 0.0,
+        shares_headers=way != "own-headers",
+        requests=options.requests,
     )
 
 
@@ -59,7 +69,7 @@ def simulate(options: argparse.Namespace, case: tuple[int, str]) -> dict[str, An
 
 def row(settings: Settings, outcome: Outcome) -> dict[str, Any]:
     """Returns what is known of a simulated fan-out."""
-    seconds = sorted(outcome.seconds)
+    seconds = sorted(outcome.seconds) or [float("nan")]
     return {
         "nodes": settings.nodes,
         "model_gb": round(settings.size / 1e9, 1),
@@ -74,6 +84,9 @@ def row(settings: Settings, outcome: Outcome) -> dict[str, Any]:
         "half_warm_seconds": round(statistics.median(seconds), 1),
         "times_the_limit": round(seconds[-1] / settings.limit, 2),
         "bucket_models": round(outcome.bucket_bytes / settings.size, 2),
+        "requests_per_second": settings.requests,
+        "requests": outcome.requests,
+        "failed_loads": outcome.failed,
         "timeline": [
             [round(at, 2), round(sent / settings.size, 3), round(got / settings.size / settings.nodes, 4), complete]
             for at, sent, got, complete in outcome.timeline
@@ -84,22 +97,26 @@ def row(settings: Settings, outcome: Outcome) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns the table in Markdown."""
     first = rows[0]
+    rate = first["requests_per_second"]
+    answers = f"answers {rate:,.0f} requests a second" if rate else "answers any number of requests"
     head = (
         f"Simulated: {first['nodes']:,} nodes, {first['model_gb']:.0f} GB, the bucket behind "
-        f"{first['bucket_gigabits']} Gb/s, units of {first['unit_mib']} MiB at most."
+        f"{first['bucket_gigabits']} Gb/s {answers}, units of {first['unit_mib']} MiB at most. The bucket alone would "
+        f"take {first['bucket_alone_seconds']:,} s. Requests: for headers, for data, refused."
     )
     lines = [
         head,
         "",
-        "| links | begin | limit | half of the nodes | all nodes | to the limit | the bucket sends | bucket alone |",
+        "| links | begin | half of the nodes | all nodes | to the limit | failed | bucket sends | requests |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for each in rows:
         begin = WAYS[each["way"]].format(**each)
         lines.append(
-            f"| {each['link_gigabits']} Gb/s | {begin} | {each['limit_seconds']} s | {each['half_warm_seconds']} s | "
-            f"{each['all_warm_seconds']} s | {each['times_the_limit']} × | {each['bucket_models']} models | "
-            f"{each['bucket_alone_seconds']:,} s |"
+            f"| {each['link_gigabits']} Gb/s | {begin} | {each['half_warm_seconds']} s | "
+            f"{each['all_warm_seconds']} s | {each['times_the_limit']} × | {each['failed_loads']} | "
+            f"{each['bucket_models']} models | "
+            f"{' · '.join(f'{count:,}' for count in each['requests'].values())} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -139,6 +156,12 @@ def main() -> int:
     parser.add_argument("--links", type=int, nargs="+", default=[25, 100], help="gigabits per second of a node's link")
     parser.add_argument(
         "--unit-mib", type=int, default=64, help="largest unit; the loader takes 16, which takes longer"
+    )
+    parser.add_argument(
+        "--requests",
+        type=float,
+        default=5500,
+        help="requests a second that the bucket answers, as Amazon S3 does for a prefix; 0: any number",
     )
     parser.add_argument("--first-loads", type=int, default=4, help="spec.placement.maxConcurrentNodes")
     parser.add_argument("--dying", type=float, default=0.05, help="share of the loaders that die")

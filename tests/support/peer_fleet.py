@@ -31,7 +31,7 @@ from tonnage.contract import (
     Verify,
     encode_plan,
 )
-from tonnage.contract.peers import NO_PLACE, Grant, Peer, PeersAnswer, Purpose, new_grant, sign_grant
+from tonnage.contract.peers import NO_PLACE, READ_HEADERS, Grant, Peer, PeersAnswer, Purpose, new_grant, sign_grant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -65,6 +65,7 @@ class Fleet:
         nodes: The nodes by name.
         hidden: Names of nodes that the controller does not name.
         headers_digest: What the controller knows of the entry's headers file.
+        tasks: What loads do about headers, by the node's name. The digest that a reading one reports is then known.
         grant: Changes the grants that the controller signs.
         share: How many nodes load, by the controller, and the places that it gives by name; none: not known.
         local_stores: Whether the peers send proofs to stores on this machine, as those of the tests are.
@@ -76,6 +77,7 @@ class Fleet:
         self.nodes: dict[str, Node] = {}
         self.hidden: set[str] = set()
         self.headers_digest = ""
+        self.tasks: dict[str, str] = {}
         self.share: tuple[int, dict[str, int]] = 0, {}
         self.local_stores = True
         self.namespace = ""
@@ -215,6 +217,8 @@ class Fleet:
             for node in self.nodes.values()
             if node.name not in self.hidden and node.name != report.node
         ]
+        if self.tasks.get(report.node) == READ_HEADERS:
+            self.headers_digest = self.headers_digest or report.headers_digest
         return PeersAnswer(
             peers=(*peers, *self.extra_peers),
             ticket=sign_grant(grant, Purpose.TICKET, self.key),
@@ -223,6 +227,7 @@ class Fleet:
             interval=self.interval,
             loading=self.share[0],
             place=self.share[1].get(report.node, NO_PLACE),
+            headers=self.tasks.get(report.node, ""),
         )
 
 

@@ -3,7 +3,7 @@
 ::
 
     <entry>/.tonnage/ranges.json    of a load that is running, or was interrupted; see ``PeerRanges``
-    <entry>/.tonnage/headers.bin    of a complete entry; see ``loading.peers.headers_file``
+    <entry>/.tonnage/headers.bin    as soon as it is known; see ``loading.peers.headers_file``
 
 Other nodes write these files. They are parsed with limits, and nothing in them is believed without a hash.
 """
@@ -64,6 +64,7 @@ class PeerRanges(msgspec.Struct, frozen=True, kw_only=True):
         sources: The objects of the entry.
         files: The finished ranges.
         pending: Ranges that this load is fetching from the source, so that others need not.
+        headers: SHA-256 of the headers file beside it; empty: there is none yet.
     """
 
     schema_version: int = VERSION
@@ -72,6 +73,7 @@ class PeerRanges(msgspec.Struct, frozen=True, kw_only=True):
     sources: Annotated[list[EntrySource], msgspec.Meta(max_length=MAX_SOURCES)] = []
     files: Annotated[list[FileRanges], msgspec.Meta(max_length=MAX_RANGES)] = []
     pending: Annotated[list[FileRanges], msgspec.Meta(max_length=MAX_RANGES)] = []
+    headers: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
 
 
 def write_ranges(entry: Entry, ranges: PeerRanges) -> None:

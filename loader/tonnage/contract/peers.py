@@ -30,6 +30,10 @@ MAX_LOADING: Final = 100_000
 """``PeersAnswer.loading`` at most."""
 NO_PLACE: Final = -1
 """``PeersAnswer.place`` of a node whose peer isn't ready."""
+READ_HEADERS: Final = "Read"
+"""``PeersAnswer.headers``: this load is to read all headers first, for all others."""
+AWAIT_HEADERS: Final = "Wait"
+"""``PeersAnswer.headers``: another load reads them, and peers will have them soon."""
 GRANT_SECONDS: Final = 600.0
 """For how long a ticket or a pass is valid, in seconds. Also for how long a caller that has proven its access to the
 objects need not prove it again, such as while the bucket is down."""
@@ -72,6 +76,8 @@ class PeersAnswer(WireStruct, frozen=True, kw_only=True):
         ticket: A signed ``Grant`` for the entry; empty: peers can't be used.
         headers_digest: SHA-256 of the entry's headers file, in hex, as a load reported it that had no bytes of peers,
             or compared them with this digest; empty: not known. See ``Report.headers_digest``.
+        headers: What this load does about headers while none has ended: ``READ_HEADERS``, ``AWAIT_HEADERS``, or empty:
+            it takes them from its source when it needs them, as with any other word, which a later release may have.
         certificates: PEM of the certificates that a peer may show: the current one, and after a renewal the one before
             it. Each is self-signed, for ``PeerAccess.server_name``. They are renewed while pods run, so they are in no
             plan, and the reports' own CA can't sign them, because its key is stored nowhere.
@@ -88,6 +94,7 @@ class PeersAnswer(WireStruct, frozen=True, kw_only=True):
     interval: Annotated[float, msgspec.Meta(ge=0.1, le=300)] = 5.0
     loading: Annotated[int, msgspec.Meta(ge=0, le=MAX_LOADING)] = 0
     place: Annotated[int, msgspec.Meta(ge=NO_PLACE, lt=MAX_LOADING)] = NO_PLACE
+    headers: Annotated[str, msgspec.Meta(max_length=32)] = ""
 
 
 class Purpose(enum.StrEnum):

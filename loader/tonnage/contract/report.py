@@ -129,7 +129,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     ``resumed_bytes`` those that an earlier one had left on disk. ``seconds`` is the wall time of the whole load.
     ``peer_bytes`` are those of the downloaded bytes that peers have sent; the rest came from the source.
     ``dropped_peers`` are those whose answers were wrong, late or missing. ``headers_digest`` is the SHA-256 of the
-    entry's headers file; empty if there is none, or if it came from a peer and could not be compared.
+    entry's headers file; empty if there is none, or if it came from a peer and could not be compared. A report of kind
+    ``peers`` has it as soon as the load has read all headers from its source.
     ``verified`` is the lowest level of any object with weights; ``verified_by`` states how many objects were
     verified by which kind of checksum.
     """

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from tonnage.loading.source_objects import SourceObjects
     from tonnage.loading.streaming import StreamGate
     from tonnage.planning.blueprint import Blueprint, SourceObject
+    from tonnage.planning.segments import Segment
     from tonnage.source.resolve import ResolvedObject, ResolvedRevision
     from tonnage.transfer.peer_view import PeerFields
     from tonnage.transfer.transfer_spec import JournalRecord
@@ -209,7 +210,7 @@ def fill_entry(
         write_prefixes(partial, blueprint)
         writer.poll()  # so that the order of parts is right from the first
         if peers is not None:
-            peers.show(partial, blueprint)
+            peers.show(partial, blueprint, items, objects, is_whole=existing is None)
         with Journal.create(
             partial.journal_path, header, [msgspec.msgpack.encode(record) for record in records]
         ) as open_journal:
@@ -243,7 +244,9 @@ def fill_entry(
         manifest, table = build_manifest(outcome.headers, outcome)
         notes = (*manifest.notes, *pointer_notes(partial.model_dir, blueprint.files))
         manifest = msgspec.structs.replace(manifest, notes=notes)
-        digest = _finish_peers(peers, items, objects, outcome, is_whole=existing is None, on_note=on_note)
+        digest = _finish_peers(
+            peers, items, objects, blueprint.segments, outcome, is_whole=existing is None, on_note=on_note
+        )
         manifest = commit.publish(
             entry, partial, manifest, table, current=None if existing is None else existing.manifest, made=made
         )
@@ -282,6 +285,7 @@ def _finish_peers(
     peers: LoadPeers | None,
     items: Sequence[ResolvedObject],
     objects: Sequence[SourceObject],
+    segments: Sequence[Segment],
     outcome: TransferResult,
     *,
     is_whole: bool,
@@ -292,7 +296,7 @@ def _finish_peers(
         return ""
     for note in peers.notes(outcome):
         on_note(note)
-    return peers.keep_headers(items, objects, outcome.collected) if is_whole else ""
+    return peers.keep_headers(items, objects, segments, outcome.collected) if is_whole else ""
 
 
 def _entry_shape(plan: Plan, resolved: ResolvedRevision, journal: JournalContents | None) -> EntryShape:

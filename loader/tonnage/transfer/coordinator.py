@@ -9,7 +9,6 @@ import time
 from typing import TYPE_CHECKING
 
 from tonnage.cache.cgroups import memory_limit, usable_cores
-from tonnage.cache.filesystem import translate_os_errors
 from tonnage.errors import (
     CacheDamaged,
     CacheNotWritable,
@@ -22,13 +21,13 @@ from tonnage.errors import (
     TonnageError,
     error_for,
 )
-from tonnage.planning.segments import NOT_WRITTEN, SpanRole, subtract_ranges
 from tonnage.source.backoff import backoff_seconds
 from tonnage.source.error_classification import Retry
 from tonnage.transfer.bandwidth import BandwidthLimiter
 from tonnage.transfer.concurrency import INITIAL_CONNECTIONS, MIN_PART_SIZE, PART_SECONDS, ConnectionTuner
 from tonnage.transfer.credential_state import CredentialState
 from tonnage.transfer.hash_pool import HashPool
+from tonnage.transfer.known_bytes import KnownBytes
 from tonnage.transfer.part_queue import FILE_WRITERS, Part, PartQueue
 from tonnage.transfer.peer_origin import split_at
 from tonnage.transfer.progress_meter import ProgressMeter
@@ -89,7 +88,8 @@ class _Transfer:
         self._verification = Verification(spec, self._result)
         self._next_id = 0
         done = self._verification.replay()
-        corrupt_tensors = self._add_known_bytes(done)
+        self._known_bytes = KnownBytes(spec, self._verification)
+        corrupt_tensors = self._known_bytes.add(spec.known_bytes, done)
         objects = spec.blueprint.objects
         self._peers = self._with_peers(done)
         self._queue: PartQueue | PeerQueue = (self._peers.queue if self._peers is not None else None) or PartQueue(
@@ -121,38 +121,6 @@ class _Transfer:
         peers = PeerTransfer(spec, spec.peers, self._result, done, finished, believable=believable)
         self._verification.is_from_peer = lambda *place: bool(peers.origin.within(*place))
         return peers
-
-    def _add_known_bytes(self, done: dict[int, list[ByteRange]]) -> list[CorruptTensor]:
-        """Adds headers of tensors that need not be fetched; returns the corrupt tensors that they complete."""
-        corrupt_tensors: list[CorruptTensor] = []
-        for index, known in self._spec.known_bytes.items():
-            starts = dict(known)
-            for segment in self._segments:
-                if segment.object_index != index:
-                    continue
-                taken = done.setdefault(segment.index, [])
-                for left in subtract_ranges((segment.start, segment.end), taken):
-                    for piece in segment.pieces(*left):
-                        content = starts.get(piece.start, b"")
-                        is_known = piece.role in {SpanRole.HEADER, SpanRole.TAIL}
-                        if not is_known or len(content) != piece.end - piece.start:
-                            continue
-                        if piece.target_offset != NOT_WRITTEN:
-                            self._write(piece.file_index, content, piece.target_offset)
-                        crc = self._verification.objects.crc_of(index, content)
-                        record = FetchedRange(segment.index, piece.start, piece.end, [0], [content], crc)
-                        self._spec.on_record(record)
-                        corrupt_tensors += self._verification.add(record)
-                        taken.append((piece.start, piece.end))
-        return corrupt_tensors
-
-    def _write(self, file: int, content: bytes, offset: int) -> None:
-        with translate_os_errors(f"{self._spec.paths[file]} can't be written"):
-            descriptor = os.open(self._spec.paths[file], os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.pwrite(descriptor, content, offset)
-            finally:
-                os.close(descriptor)
 
     # -- loop
 
@@ -200,8 +168,11 @@ class _Transfer:
             self._check_objects()
             self._announce_files()
             now = time.monotonic()
-            if self._peers is not None and self._peers.poll(now):
-                self._tune(pool)
+            if self._peers is not None:
+                if self._peers.poll(now):
+                    self._tune(pool)
+                for corrupt in self._known_bytes.take(self._peers):
+                    self._refetch(corrupt)
             self._check_time(now)
             if now - checked > CREDENTIAL_CHECK_SECONDS:
                 checked = now

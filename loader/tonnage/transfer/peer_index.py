@@ -57,12 +57,13 @@ class UnitIndex:
     Attributes:
         for_peers: The units that peers can serve.
         small: The units that only the source has and that are short: mostly headers of tensors.
+        between: The units that peers can serve, that are short, and that are next to such: mostly short tensors.
         headers: For each unit, the short one before it that only the source has: mostly its tensor's header; -1: none.
         extents: All units but the short ones.
     """
 
     def __init__(self, units: Sequence[Unit], files: Sequence[tuple[str, int]]) -> None:
-        self.for_peers = self.small = 0
+        self.for_peers = self.small = self.between = 0
         by_file: dict[int, list[tuple[int, int, int]]] = {}
         self.headers: list[int] = []
         header = -1
@@ -74,6 +75,11 @@ class UnitIndex:
                 self.small |= 1 << number
                 header = number
             self.headers.append(header)
+        for number, unit in enumerate(units):
+            if unit.file != SOURCE_ONLY and unit.size < SMALL_BYTES:
+                near = [at for at in (number - 1, number + 1) if 0 <= at < len(units) and self.small >> at & 1]
+                if any(follows(*sorted((units[at], unit))) for at in near):
+                    self.between |= 1 << number
         self._files = {files[file][0]: _FileUnits(files[file][1], sorted(found)) for file, found in by_file.items()}
         self.extents = _extents(units, max(1, min(MAX_EXTENT_UNITS, len(units) // EXTENTS_PER_LOAD)))
         self._tensors = _extents(units, max(MAX_EXTENT_UNITS, len(units) // MIN_TENSORS))
@@ -157,6 +163,11 @@ class _FileUnits:
             else:
                 found |= sum(1 << number for number in self._numbers[first : last + 1])
         return found & self._all
+
+
+def follows(before: Unit, unit: Unit) -> bool:
+    """Returns whether a unit begins where another one ends, so that one request can have both."""
+    return (before.segment, before.end) == (unit.segment, unit.start)
 
 
 def _points(extents: Sequence[Extent], units: Sequence[Unit]) -> list[int]:

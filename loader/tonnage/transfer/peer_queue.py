@@ -6,6 +6,10 @@ that rare units spread first. The source is asked for what no peer has or is fet
 if their answers stop, or if it is much faster than all of them. A unit that has failed at peers ``MAX_TRIES`` times
 comes from the source, and so does what all peers are too busy for.
 
+Headers are many short ranges, and a source answers only so many requests a second. One or two nodes of a fleet read
+all of them before everything else, and the others wait some time for what peers then have of them: see
+``PeersAnswer.headers``.
+
 Sets of units are integers with one bit for each unit.
 """
 
@@ -17,8 +21,9 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from tonnage.contract.peers import AWAIT_HEADERS, READ_HEADERS
 from tonnage.transfer.part_queue import Delayed, Part
-from tonnage.transfer.peer_index import bits_of
+from tonnage.transfer.peer_index import bits_of, follows
 from tonnage.transfer.peer_ledger import slots_per_peer
 from tonnage.transfer.peer_units import SMALL_BYTES
 from tonnage.transfer.source_turns import SourceTurns
@@ -36,6 +41,12 @@ MAX_TRIES = 4
 RANDOM_PEERS = 4
 SMALL_SLOTS = 4
 """Requests at a time for short ranges that only the source has, such as headers, beside those for extents."""
+READING_SLOTS = 32
+"""The same of a node that reads all headers for others."""
+AWAIT_SECONDS = 5.0
+SOURCE_REQUESTS = 5500
+"""A node waits for headers for so long, or for as long as a source that answers so many requests a second would need
+for all nodes of the fleet, if that is longer. Amazon S3 answers so many for a prefix."""
 MIN_SOURCE_SLOTS = 2
 """Connections to the source that a load has, however many peers share it."""
 BEGIN_SECONDS = 1.5
@@ -81,6 +92,7 @@ class PeerQueue:
         index: Finds them.
         node: This node's name; empty: a random one.
         ledger: How the peers answered.
+        first: The units, beside short ones that only the source has, without which the headers are not complete.
 
     Attributes:
         remaining: Number of bytes that are not assigned.
@@ -88,7 +100,9 @@ class PeerQueue:
         max_open: Not used; nodes that fetch units in the same order would not complement each other.
     """
 
-    def __init__(self, units: Sequence[Unit], index: UnitIndex, *, node: str, ledger: PeerLedger) -> None:
+    def __init__(
+        self, units: Sequence[Unit], index: UnitIndex, *, node: str, ledger: PeerLedger, first: int = 0
+    ) -> None:
         self._units = list(units)
         self._index = index
         seed = hashlib.sha256(node.encode()).digest() if node else None
@@ -105,6 +119,9 @@ class PeerQueue:
         self._any_have = self._any_pending = self._headers = 0
         self._wanted = (1 << len(self._units)) - 1
         self._for_peers = index.for_peers
+        self._first = first | index.small
+        self._task = ""
+        self._awaits_since: float | None = None
         self._tries: dict[int, int] = {}
         self._cursor = self._random.randrange(len(self._units)) if self._units else 0
         self._delayed: list[Delayed] = []
@@ -144,6 +161,7 @@ class PeerQueue:
         *,
         now: float,
         share: SourceShare | None = None,
+        headers: str = "",
     ) -> None:
         """Takes over what peers have now. Peers that are not among ``holdings`` are forgotten.
 
@@ -152,7 +170,11 @@ class PeerQueue:
             named: All peers' names.
             now: Current time.
             share: This node's part of the nodes that load; None: not known.
+            headers: What it does about headers; see ``PeersAnswer.headers``.
         """
+        self._task = headers
+        if headers == AWAIT_HEADERS and self._awaits_since is None:
+            self._awaits_since = now
         names = frozenset(node for node in named if not self._ledger.is_dropped(node))
         if names - self._named:
             self._named_until = now + NAMED_SECONDS
@@ -172,6 +194,26 @@ class PeerQueue:
         self._ledger.slots = slots_per_peer(len(known))
         self._count()
         self._turns.set_share(share)
+
+    @property
+    def small_slots(self) -> int:
+        """Connections to the source for short ranges, beside those for the rest."""
+        return READING_SLOTS if self._task == READ_HEADERS else SMALL_SLOTS
+
+    @property
+    def has_read_headers(self) -> bool:
+        """Whether this node was to read all headers, and has asked for all of them."""
+        return self._task == READ_HEADERS and not self._wanted & self._first and not self._small_in_flight
+
+    @property
+    def short_units(self) -> list[tuple[int, Unit]]:
+        """The short units that only the source has and that no one was asked for yet, with their numbers."""
+        return [(number, self._units[number]) for number in bits_of(self._wanted & self._index.small)]
+
+    def drop(self, numbers: Collection[int]) -> None:
+        """Takes units out that need not be fetched, because the headers have come from a peer."""
+        for number in numbers:
+            self._claim(number)
 
     def forget(self, node: str) -> None:
         """Removes a peer."""
@@ -234,15 +276,29 @@ class PeerQueue:
 
         Those of tensors come first whose bytes are on their way from peers, so that they can soon be passed on.
         """
-        found = self._wanted & self._index.small if self._named or self._known else 0
-        if not found or len(self._small_in_flight) >= SMALL_SLOTS:
+        reads = self._task == READ_HEADERS
+        found = self._wanted & (self._first if reads else self._index.small)
+        if not found or len(self._small_in_flight) >= self.small_slots:
             return None
-        part = self._source_part([_first_from(found & self._headers or found, self._cursor)], now)
+        if not reads and (self._awaits_headers(now) or not (self._named or self._known)):
+            return None
+        part = self._source_part(_first_from(found & self._headers or found, self._cursor), now)
         self._small_in_flight.add((part.segment, part.start))
         return part
 
+    def _awaits_headers(self, now: float) -> bool:
+        if self._task != AWAIT_HEADERS or self._awaits_since is None:
+            return False
+        requests = self._index.small.bit_count() * self._turns.nodes
+        return now - self._awaits_since < max(AWAIT_SECONDS, requests / SOURCE_REQUESTS)
+
+    def _skipped(self, now: float) -> int:
+        """Returns the short units that come with the headers next to them, as long as these come from the source."""
+        headers = 0 if self._awaits_headers(now) else self._wanted & self._index.small
+        return self._index.between & (headers << 1 | headers >> 1)
+
     def _take_from_peer(self, now: float) -> Part | None:
-        useful = self._wanted & self._for_peers & self._any_have
+        useful = self._wanted & self._for_peers & self._any_have & ~self._skipped(now)
         if not useful:
             return None
         free = [
@@ -285,7 +341,8 @@ class PeerQueue:
         limit = max(MIN_SOURCE_SLOTS, slots // (1 + sharing))
         if self._source_in_flight >= limit:
             return None
-        wanted = self._wanted & ~self._index.small if self._named or self._known else self._wanted
+        short = self._index.small | self._skipped(now)
+        wanted = self._wanted & ~short if self._named or self._known else self._wanted
         allowed = wanted & ~((have | pending) & self._for_peers)
         if allowed:
             self._idle_since = None
@@ -293,7 +350,7 @@ class PeerQueue:
         if not wanted or not self._may_overlap(limit, now):
             return None
         allowed = wanted & ~have or wanted
-        return self._source_part([_first_from(allowed, self._random.randrange(len(self._units)))], now)
+        return self._source_part(_first_from(allowed, self._random.randrange(len(self._units))), now)
 
     def _shares_with_unknown(self, now: float) -> bool:
         """Returns whether more nodes load than this one knows. A node that finds no peer at all is alone."""
@@ -305,12 +362,12 @@ class PeerQueue:
         limit = slots // (1 + BEGIN_SHARING) if now < began + BEGIN_SECONDS else slots
         if self._source_in_flight >= max(1, min(self._turns.connections, limit)):
             return None
-        wanted = self._wanted & ~self._index.small
+        wanted = self._wanted & ~(self._index.small | self._skipped(now))
         allowed = self._turns.allowed(wanted, have=have, pending=pending, for_peers=self._for_peers)
         if allowed:
             if not self._extent & allowed:
                 self._extent = self._turns.next_extent(allowed)
-            return self._source_part([_first_from(self._extent & allowed, 0)], now)
+            return self._source_part(_first_from(self._extent & allowed, 0), now)
         self._extent = 0
         receives = self._ledger.asks and now < self._answered + ANSWER_SECONDS
         waits = not receives and not self._source_in_flight and bool(wanted & self._turns.late)
@@ -318,22 +375,19 @@ class PeerQueue:
             return self._take_share(have, pending, slots, began, now)
         return None
 
-    def _next_of_source(self, allowed: int) -> list[int]:
+    def _next_of_source(self, allowed: int) -> int:
         if not self._named and not self._known:
             number = _first_from(allowed, self._cursor)
+            while allowed >> (number + 1) & 1 and self._is_next_to_short(number + 1, number):
+                number += 1  # a header comes with what follows it
             self._cursor = number + 1
-            # A header alone is a whole request, so what follows it comes with it.
-            if self._units[number].size < SMALL_BYTES and allowed >> (number + 1) & 1:
-                one, two = self._units[number : number + 2]
-                if (one.segment, one.end) == (two.segment, two.start):
-                    return [number, number + 1]
-            return [number]
+            return number
         if not self._extent & allowed:
             if self._order is None:
                 self._order = self._index.source_order(self._node, self._named | self._known.keys())
             self._order = [extent for extent in self._order if extent.units & self._wanted]
             self._extent = next((extent.units for extent in self._order if extent.units & allowed), 0)
-        return [_first_from(self._extent & allowed or allowed, 0)]
+        return _first_from(self._extent & allowed or allowed, 0)
 
     def _may_overlap(self, slots: int, now: float) -> bool:
         """Returns whether the source is asked for what peers have or fetch. It has so many connections."""
@@ -352,11 +406,30 @@ class PeerQueue:
         self._idle_since = now - IDLE_SECONDS + IDLE_STEP_SECONDS
         return True
 
-    def _source_part(self, numbers: Sequence[int], now: float) -> Part:
-        """Returns one or two units that follow each other as a part for the source."""
-        units = [self._claim(number) for number in numbers]
-        self._in_flight[units[0].segment, units[0].start] = numbers[-1], now
+    def _source_part(self, number: int, now: float) -> Part:
+        """Returns a unit as a part for the source, with the short ones around it: a header alone is a whole request."""
+        first = last = number
+        size = 0
+        while self._is_next_to_short(first, first - 1) and (size := size + self._units[first - 1].size) < SMALL_BYTES:
+            first -= 1
+        if self._is_short(number):
+            size += self._units[number].size
+            while self._is_next_to_short(last, last + 1) and (size := size + self._units[last + 1].size) < SMALL_BYTES:
+                last += 1
+        units = [self._claim(each) for each in range(first, last + 1)]
+        self._in_flight[units[0].segment, units[0].start] = number, now
         return Part(units[0].segment, units[0].start, units[-1].end)
+
+    def _is_short(self, number: int) -> bool:
+        return bool((self._index.small | self._index.between) >> number & 1)
+
+    def _is_next_to_short(self, number: int, other: int) -> bool:
+        """Returns whether another unit is short, is to be fetched too, and is next to a unit: one request has both."""
+        if min(number, other) < 0 or max(number, other) >= len(self._units):
+            return False
+        if not self._is_short(other) or not self._wanted >> other & 1:
+            return False
+        return follows(*sorted((self._units[number], self._units[other])))
 
     def _elsewhere(self, now: float) -> tuple[int, int, int]:
         """Returns the units that peers have, those that they are fetching, and how many peers share the source.

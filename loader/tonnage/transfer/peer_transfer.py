@@ -9,7 +9,7 @@ from tonnage.errors import Reason
 from tonnage.transfer.peer_index import UnitIndex
 from tonnage.transfer.peer_ledger import PeerFault, PeerLedger, slots_per_peer
 from tonnage.transfer.peer_origin import PeerOrigin, PeerRange
-from tonnage.transfer.peer_queue import SMALL_SLOTS, Holding, PeerQueue
+from tonnage.transfer.peer_queue import Holding, PeerQueue
 from tonnage.transfer.peer_units import make_units, unit_size
 from tonnage.transfer.peer_view import PeersSnapshot
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tonnage.source.request_target import RequestTarget
     from tonnage.transfer.finished_ranges import FinishedRanges
     from tonnage.transfer.part_queue import Part
+    from tonnage.transfer.peer_units import Unit
     from tonnage.transfer.peer_view import PeerSource, PeerView
     from tonnage.transfer.protocol import FetchFailed
     from tonnage.transfer.transfer_spec import TransferResult, TransferSpec
@@ -30,6 +31,8 @@ MAX_PEER_SLOTS = 24
 DOUBT_SECONDS = 60.0
 """For how long a peer is not asked whose bytes are in doubt, unless they turn out to be right before."""
 MAX_DROPPED = 64
+MAX_FIRST_BYTES = 64 << 20
+"""Bytes of configuration and tokenizer that a node reads before the tensors, so that the headers file can be made."""
 _OTHER_ENTRY = frozenset({Reason.SOURCE_CHANGED, Reason.STORE_UNSUPPORTED, Reason.OBJECT_NOT_FOUND})
 _STALLED = "stalled"
 
@@ -68,13 +71,16 @@ class PeerTransfer:
         self._index = UnitIndex(units, files)
         self._holdings: dict[str, tuple[PeerView, Holding]] = {}
         self._shown: dict[str, list[ByteRange]] = {}
-        self.queue = PeerQueue(units, self._index, node=source.node, ledger=self._ledger)
+        self._headers_shown = False
+        first = _units_without_hashes(spec, units)
+        self.queue = PeerQueue(units, self._index, node=source.node, ledger=self._ledger, first=first)
 
     @property
     def slots(self) -> int:
         """Connections to peers, and for short requests to the source beside others, of all workers together."""
         views = len(self._snapshot.views)
-        return min(MAX_PEER_SLOTS, slots_per_peer(views) * views) + (SMALL_SLOTS if self._snapshot.nodes else 0)
+        reads = self.queue.small_slots if self._snapshot.nodes or self._snapshot.headers else 0
+        return min(MAX_PEER_SLOTS, slots_per_peer(views) * views) + reads
 
     def poll(self, now: float) -> bool:
         """Takes over what is known of peers, and shows them what is new. Returns whether the peers have changed."""
@@ -84,14 +90,20 @@ class PeerTransfer:
             if self.finished.changed or pending != self._shown:
                 self._shown = pending
                 self._source.publish(self.finished.take(), pending)
+        if self.queue.has_read_headers and not self._headers_shown:
+            self._headers_shown = self._source.show_headers(self._result.collected)
         snapshot = self._source.snapshot()
         if snapshot.generation == self._snapshot.generation:
             return False
         self._snapshot = snapshot
         self._holdings = {view.node: (view, self._holding(view)) for view in snapshot.views}
         holdings = {node: holding for node, (_, holding) in self._holdings.items()}
-        self.queue.update(holdings, snapshot.nodes, now=now, share=snapshot.share)
+        self.queue.update(holdings, snapshot.nodes, now=now, share=snapshot.share, headers=snapshot.headers)
         return True
+
+    def take_headers(self) -> Mapping[int, Sequence[tuple[int, bytes]]]:
+        """Returns what has come of headers from a peer since the last time, by the object's index."""
+        return self._source.take_headers() or {}
 
     def _holding(self, view: PeerView) -> Holding:
         seen = self._holdings.get(view.node)
@@ -169,6 +181,19 @@ class PeerTransfer:
             path = self._spec.blueprint.files[unit.file].path
             pending.setdefault(path, []).append((unit.offset, unit.offset + unit.size))
         return {path: sorted(ranges) for path, ranges in pending.items()}
+
+
+def _units_without_hashes(spec: TransferSpec, units: Sequence[Unit]) -> int:
+    """Returns the units of objects that hold no hashes, whose checksum is a part of the headers file.
+
+    None if they are much: then the headers file is made when the load has ended.
+    """
+    objects, segments = spec.blueprint.objects, spec.blueprint.segments
+    if sum(source.size for source in objects if not source.has_hashes) > MAX_FIRST_BYTES:
+        return 0
+    return sum(
+        1 << number for number, unit in enumerate(units) if not objects[segments[unit.segment].object_index].has_hashes
+    )
 
 
 def classify_fault(message: FetchFailed) -> PeerFault:

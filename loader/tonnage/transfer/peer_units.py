@@ -24,7 +24,7 @@ UNITS_PER_LOAD = 256
 MAX_UNITS = 8192
 """A large load has about as many at most; its units are larger than a part."""
 SMALL_BYTES = 64 << 10
-"""A shorter range is fetched from the source, with what surrounds it."""
+"""A shorter range that lies between headers is fetched from the source with them, unless peers have the headers."""
 
 
 class Unit(NamedTuple):
@@ -91,15 +91,7 @@ def _runs(pieces: Sequence[Piece], *, may_ask: bool) -> list[tuple[bool, list[Pi
             last[1].append(piece)
         else:
             runs.append((asks, [piece]))
-    merged: list[tuple[bool, list[Piece]]] = []
-    for is_in_file, run in runs:
-        is_small = run[-1].end - run[0].start < SMALL_BYTES and len(runs) > 1
-        asks = is_in_file and not is_small
-        if merged and not asks and not merged[-1][0]:
-            merged[-1][1].extend(run)
-        else:
-            merged.append((asks, run))
-    return merged
+    return runs
 
 
 def _follows(before: Piece, piece: Piece) -> bool:

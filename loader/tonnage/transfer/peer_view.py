@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from tonnage.planning.segments import ByteRange
     from tonnage.source.request_target import RequestTarget
+    from tonnage.transfer.source_headers import HeaderCollector
     from tonnage.transfer.source_share import SourceShare
 
 
@@ -28,6 +29,7 @@ class PeerView:
         partial: Name of the directory of unfinished files; empty if the entry is complete.
         files: By path below ``model/``: the file's size, and its finished ranges in order.
         pending: By path: the file's size, and the ranges that this node is fetching from the source.
+        headers: SHA-256 of the headers file that it says it has; empty: none, or not known.
     """
 
     node: str
@@ -36,6 +38,7 @@ class PeerView:
     partial: str = ""
     files: Mapping[str, tuple[int, Sequence[ByteRange]]] = field(default_factory=dict)
     pending: Mapping[str, tuple[int, Sequence[ByteRange]]] = field(default_factory=dict)
+    headers: str = ""
 
     def target(self, path: str, *, size: int) -> RequestTarget:
         """Returns how to request a file of the entry from this peer.
@@ -53,13 +56,15 @@ class PeerView:
 class PeersSnapshot:
     """All peers: the names of those that the controller names, and what they have as far as they were seen.
 
-    ``generation`` changes when anything does. ``share`` is this node's part of the nodes that load, if it is known.
+    ``generation`` changes when anything does. ``share`` is this node's part of the nodes that load, if it is known, and
+    ``headers`` what it does about headers: see ``PeersAnswer.headers``.
     """
 
     generation: int = 0
     views: tuple[PeerView, ...] = ()
     nodes: frozenset[str] = frozenset()
     share: SourceShare | None = None
+    headers: str = ""
 
 
 class PeerSource(Protocol):
@@ -72,6 +77,12 @@ class PeerSource(Protocol):
 
     def publish(self, files: Mapping[str, Sequence[ByteRange]], pending: Mapping[str, Sequence[ByteRange]]) -> None:
         """Shows the finished ranges of this load's files, and those that it is fetching from the source."""
+
+    def show_headers(self, collected: HeaderCollector) -> bool:
+        """Shows peers the headers, if all have been received; returns whether that is so, or never will be."""
+
+    def take_headers(self) -> Mapping[int, Sequence[tuple[int, bytes]]] | None:
+        """Returns once what a peer's headers file has of the load's objects, by index; None: nothing new."""
 
     def refuse(self, node: str) -> None:
         """A peer is no longer asked; its state need not be read."""

@@ -27,7 +27,9 @@ class PeerAnswers:
         self._state = state
         self._credentials = credentials
 
-    def answer(self, key: EntryKey, node: str, model_uid: str, account: str) -> PeersAnswer:
+    def answer(
+        self, key: EntryKey, node: str, model_uid: str, account: str, *, of_job: bool = False, headers_digest: str = ""
+    ) -> PeersAnswer:
         """Returns the answer for one loader, whose pod has been authenticated.
 
         Args:
@@ -35,6 +37,9 @@ class PeerAnswers:
             node: Its node.
             model_uid: Uid of the object that has the entry.
             account: Namespace and name of the loader's ServiceAccount.
+            of_job: Whether it is the pod of a load Job of the object. What other pods report of headers is not
+                believed: they may run code of others.
+            headers_digest: The digest of the headers that it has read from its source; empty: none yet.
         """
         credentials = self._credentials()
         if credentials is None:
@@ -49,15 +54,19 @@ class PeerAnswers:
         )
         state.peers.note_asking(key, node, now)
         loading, place = state.peers.share(key, node)
+        digest, task = self._headers_digest(key, model_uid), ""
+        if not digest:
+            digest, task = state.peers.headers(key, model_uid, node, now, believed=of_job, digest=headers_digest)
         caller = f"{model_uid}/{account}"  # the object's credentials are those of this namespace and account
         grant = new_grant(medium=key.medium.value.lower(), key=key.cache_key, caller=caller, now=time.time())
         return PeersAnswer(
             peers=tuple(Peer(node=name, address=address) for name, address in peers),
             ticket=sign_grant(grant, Purpose.TICKET, credentials.signing_key(datetime.now(UTC))),
-            headers_digest=self._headers_digest(key, model_uid),
+            headers_digest=digest,
             certificates=credentials.trusted.decode(),
             loading=loading,
             place=place,
+            headers=task,
         )
 
     def _headers_digest(self, key: EntryKey, model_uid: str) -> str:

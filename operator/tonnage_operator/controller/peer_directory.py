@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tonnage.contract.peers import MAX_PEERS, NO_PLACE
 from tonnage_operator.api import names
 from tonnage_operator.domain.peers.choice import NodeRing, choose_peers, find_holders
+from tonnage_operator.domain.peers.headers import HeaderReaders
 from tonnage_operator.domain.peers.loading import LoadingNodes
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class PeerDirectory:
         """Addresses of ready peers by the pod's uid, by node. A node has two while the DaemonSet is updated."""
         self.ring = NodeRing()
         self._loading: dict[EntryKey, LoadingNodes] = {}
+        self._readers: dict[EntryKey, dict[str, HeaderReaders]] = {}
+        """By the object's uid: what a Job of one object reports is not believed of another one."""
 
     def pod_changed(self, before: Pod | None, after: Pod | None) -> None:
         """Notes a change of a pod; an event handler of the pods' store."""
@@ -70,7 +73,27 @@ class PeerDirectory:
         nodes = loading.nodes(now) if loading else ()
         if not nodes:
             self._loading.pop(key, None)
+            self._readers.pop(key, None)
         return nodes
+
+    def headers(
+        self, key: EntryKey, model_uid: str, node: str, now: float, *, believed: bool, digest: str
+    ) -> tuple[str, str]:
+        """Returns the digest of an entry's headers that a load of an object has reported, and what a load does.
+
+        Args:
+            key: The entry.
+            model_uid: The object.
+            node: The node of the load that asks.
+            now: Monotonic, in seconds.
+            believed: Whether it is a Job of the object, whose digest counts.
+            digest: The digest that it reports; empty: none.
+        """
+        readers = self._readers.setdefault(key, {}).setdefault(model_uid, HeaderReaders())
+        if believed:
+            readers.note(node, digest)
+        may_read = believed and node in self.ring
+        return readers.digest, readers.task(node, now, may_read=may_read, loading=self.asking(key, now))
 
     def share(self, key: EntryKey, node: str) -> tuple[int, int]:
         """Returns how many loading nodes can serve an entry, and the place of one among them; -1 if it has none."""

@@ -72,11 +72,15 @@ class Sender:
 
 
 class AskedEntry(NamedTuple):
-    """An entry that a pod loads, with its size in the Job or at the pod's admission, and the object's uid."""
+    """An entry that a pod loads, with its size in the Job or at the pod's admission, and the object's uid.
+
+    ``of_job`` is whether a load Job does, not the container of a pod of others.
+    """
 
     key: EntryKey
     bytes: int
     model_uid: str
+    of_job: bool
 
 
 class ReportRejected(Exception):
@@ -216,7 +220,16 @@ class ReportEndpoint:
 
     def _answer_peers(self, pod: Pod, sender: Sender, report: contract.Report) -> bytes:
         asked = self._find_asked_entry(pod, report)
-        return encode_peers_answer(self._peer_answers.answer(asked.key, pod.node, asked.model_uid, sender.account))
+        return encode_peers_answer(
+            self._peer_answers.answer(
+                asked.key,
+                pod.node,
+                asked.model_uid,
+                sender.account,
+                of_job=asked.of_job,
+                headers_digest=report.headers_digest,
+            )
+        )
 
     def _find_asked_entry(self, pod: Pod, report: contract.Report) -> AskedEntry:
         """Returns the entry that a pod loads and asks about: the Job's, or one that it was admitted with.
@@ -227,11 +240,11 @@ class ReportEndpoint:
         job = self._state.job_of(pod)
         if job and job.role == names.ROLE_LOAD and job.node_name and pod.node == job.node_name:
             if report.entry == naming.entry_of(job.key):
-                return AskedEntry(job.entry_key, job.bytes, job.model_uid)
+                return AskedEntry(job.entry_key, job.bytes, job.model_uid, of_job=True)
         elif not pod.job_uid and pod.node and self._state.is_admitted(pod):
             for held in pod.held_entries:
                 if held.key and report.entry == naming.entry_of(held.key):
-                    return AskedEntry(held.entry_key, held.bytes, held.uid)
+                    return AskedEntry(held.entry_key, held.bytes, held.uid, of_job=False)
         raise ReportRejected(403, "other_object", "This pod loads no such entry on its node.")
 
     def _accept(self, pod: Pod, report: contract.Report) -> None:

@@ -25,7 +25,15 @@ from operator_support.harness import (
 )
 from operator_support.waiting import eventually
 from tonnage import contract
-from tonnage.contract.peers import NO_PLACE, PeersAnswer, Purpose, decode_peers_answer, verify_grant
+from tonnage.contract.peers import (
+    AWAIT_HEADERS,
+    NO_PLACE,
+    READ_HEADERS,
+    PeersAnswer,
+    Purpose,
+    decode_peers_answer,
+    verify_grant,
+)
 from tonnage_operator.api import names
 from tonnage_operator.domain.peers.credentials import (
     VALIDITY,
@@ -88,8 +96,8 @@ class Fleet:
         bound = ["--bound-object-kind=Pod", f"--bound-object-name={pod}"]
         return self.plane.kubectl(*command, *bound).stdout.strip()
 
-    def ask(self, node: str, *, entry: str = "") -> PeersAnswer:
-        """Asks for peers as the loader on a node does.
+    def ask(self, node: str, *, entry: str = "", headers: str = "") -> PeersAnswer:
+        """Asks for peers as the loader on a node does, which has read all headers if it has their digest.
 
         Raises:
             urllib.error.HTTPError: The controller rejects the question.
@@ -98,7 +106,7 @@ class Fleet:
         entry = entry or self.harness.status()["resolved"]["revision"]
         uid = self.harness.get()["metadata"]["uid"]
         identity = contract.Identity(namespace=self.harness.namespace, name="llama", uid=uid, generation=1)
-        report = contract.Report(kind=contract.ReportKind.PEERS, entry=entry, identity=identity)
+        report = contract.Report(kind=contract.ReportKind.PEERS, entry=entry, identity=identity, headers_digest=headers)
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.controller.app.port}/v1/reports",
             data=contract.encode_report(report),
@@ -137,7 +145,7 @@ def test_loaders_learn_of_each_other_once_they_have_asked_and_their_peers_are_re
     credentials = fleet.credentials()
     assert credentials
     assert answer.peers == (), "no other loader has asked yet"
-    assert (answer.loading, answer.place) == (1, 0)
+    assert (answer.loading, answer.place, answer.headers) == (1, 0, READ_HEADERS)
     assert answer.certificates == credentials.trusted.decode()
     grant = verify_grant(answer.ticket, Purpose.TICKET, [credentials.ticket_key], now=time.time())
     revision = fleet.harness.status()["resolved"]["revision"]
@@ -148,6 +156,11 @@ def test_loaders_learn_of_each_other_once_they_have_asked_and_their_peers_are_re
     assert fleet.addresses(c) == {a: "192.0.2.10:9443", b: "192.0.2.11:9443"}
     answer = fleet.ask(c)
     assert (answer.loading, answer.place) == (3, 2)
+    assert (answer.headers, answer.headers_digest) == (AWAIT_HEADERS, ""), "two others read them"
+    assert fleet.ask(c, headers="c" * 64).headers_digest == "", "it was not told to read"
+    fleet.ask(a, headers="a" * 64)
+    answer = fleet.ask(c)
+    assert (answer.headers, answer.headers_digest) == (AWAIT_HEADERS, "a" * 64), "peers have them, or will soon"
     fleet.set_ready(paths[a], "192.0.2.10", ready=False)
     eventually(lambda: fleet.addresses(c).keys() == {b})
     answer = fleet.ask(a)

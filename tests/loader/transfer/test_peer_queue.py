@@ -8,24 +8,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tonnage.contract.peers import AWAIT_HEADERS, READ_HEADERS
 from tonnage.planning.segments import NOT_WRITTEN, Segment, Span, SpanRole
 from tonnage.transfer.part_queue import Part
 from tonnage.transfer.peer_index import UnitIndex
 from tonnage.transfer.peer_ledger import MAX_SLOTS_PER_PEER, PeerFault, PeerLedger
 from tonnage.transfer.peer_queue import (
+    AWAIT_SECONDS,
     BEGIN_SECONDS,
     IDLE_SECONDS,
     MAX_TRIES,
     MIN_SOURCE_SLOTS,
     NAMED_SECONDS,
+    READING_SLOTS,
     SMALL_SLOTS,
     Holding,
     PeerQueue,
 )
-from tonnage.transfer.peer_units import make_units
+from tonnage.transfer.peer_units import SMALL_BYTES, make_units
 from tonnage.transfer.source_share import LATE_SECONDS, SourceShare
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from random import Random
 
     from tonnage.transfer.peer_units import Unit
@@ -35,18 +39,19 @@ UNIT = 256 << 10
 
 
 class Load:
-    """A load of some tensors, as one node sees it."""
+    """A load of some tensors, or of tensors of some sizes, as one node sees it."""
 
-    def __init__(self, tensors: int = 12, node: str = "node-a") -> None:
+    def __init__(self, tensors: int = 12, node: str = "node-a", sizes: Sequence[int] = ()) -> None:
         spans: list[Span] = []
-        end = 0
-        for number in range(tensors):
+        end = offset = 0
+        for number, size in enumerate(sizes or [TENSOR] * tensors):
             spans += [Span(end + 200, SpanRole.HEADER, number, NOT_WRITTEN)]
-            end += 200 + TENSOR
-            spans += [Span(end, SpanRole.DATA, number, number * TENSOR)]
+            end += 200 + size
+            spans += [Span(end, SpanRole.DATA, number, offset)]
+            offset += size
         segment = Segment(0, 0, 0, 0, end, tuple(spans))
         self.units: list[Unit] = make_units([segment], {}, believable={0}, size=UNIT)
-        self.index = UnitIndex(self.units, [("model", tensors * TENSOR)])
+        self.index = UnitIndex(self.units, [("model", offset)])
         self.ledger = PeerLedger()
         self.queue = PeerQueue(self.units, self.index, node=node, ledger=self.ledger)
         self.numbers = {unit.start: number for number, unit in enumerate(self.units)}
@@ -314,6 +319,72 @@ def test_a_header_comes_before_others_when_bytes_of_its_tensor_are_on_their_way_
     for start in headers:
         load.queue.finished(Part(0, start, start + 200), end=start + 200, now=0.1)
     assert last.start in [part.start for part in load.take(0.1)]
+
+
+def test_a_node_that_reads_headers_for_others_asks_for_all_of_them_before_anything_else() -> None:
+    load = Load(tensors=100)
+    load.queue.update({}, [], now=0.0, headers=READ_HEADERS)
+    parts = load.take(slots=4)
+    assert len(parts) == READING_SLOTS + MIN_SOURCE_SLOTS, "and the rest has its own connections"
+    headers = 0
+    while not load.queue.has_read_headers:
+        for part in parts:
+            headers |= load.bits(part) & load.index.small
+            load.queue.finished(part, end=part.end, now=0.1)
+        parts = load.take(0.1, slots=1)
+    assert headers == load.index.small
+
+
+def test_a_header_that_a_node_needs_of_the_source_comes_with_the_tensor_behind_it() -> None:
+    load = Load(sizes=[TENSOR, 1000, 2000, TENSOR, 3000, TENSOR])
+    load.queue.update({"peer": Holding()}, ["peer"], now=0.0, share=SourceShare(20, 0), headers=AWAIT_HEADERS)
+    got = requests = 0
+    for step in range(400):
+        now = step / 10
+        for part in load.take(now, slots=4):
+            got |= load.bits(part)
+            requests += 1
+            load.queue.finished(part, end=part.end, now=now)
+    assert got == load.everything
+    assert requests <= 3 * TENSOR // UNIT + 2
+
+
+@given(
+    st.lists(st.sampled_from([1, 300, 20_000, SMALL_BYTES - 1, SMALL_BYTES, TENSOR]), min_size=1, max_size=30),
+    st.sampled_from(["", READ_HEADERS, AWAIT_HEADERS]),
+    st.floats(0, 20),
+    st.booleans(),
+    st.sampled_from([None, SourceShare(40, 3)]),
+)
+def test_whenever_headers_come_from_a_peer_all_the_rest_arrives_once(
+    sizes: list[int], task: str, come: float, has: bool, share: SourceShare | None
+) -> None:
+    load = Load(sizes=sizes)
+    holding = Holding(load.index.for_peers if has else 0)
+    load.queue.update({"peer": holding}, ["peer"], now=0.0, share=share, headers=task)
+    got, now, headers_of_source, known = 0, 0.0, 0, False
+    flying: list[Part] = []
+    while load.queue.remaining or flying:
+        now += 0.1
+        assert now < 120
+        for part in flying:
+            assert not got & load.bits(part), "twice"
+            got |= load.bits(part)
+            load.queue.finished(part, end=part.end, now=now)
+            if part.peer:
+                load.ledger.succeeded(part.peer, size=part.end - part.start, seconds=0.1)
+            elif load.bits(part) & load.index.small:
+                headers_of_source += 1
+        if come <= now and not known and task != READ_HEADERS:
+            known = True
+            numbers = [number for number, _ in load.queue.short_units]
+            load.queue.drop(numbers)
+            got |= sum(1 << number for number in numbers)
+            load.queue.update({"peer": holding}, ["peer"], now=now, share=share)
+        flying = load.take(now, slots=4)
+    assert got == load.everything
+    if task == AWAIT_HEADERS and has and come < AWAIT_SECONDS:
+        assert headers_of_source == 0, "none was needed"
 
 
 @given(

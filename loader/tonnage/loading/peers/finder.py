@@ -24,8 +24,10 @@ from tonnage.cache.peer_ranges import (
 )
 from tonnage.contract import Report, ReportKind, encode_report
 from tonnage.contract.peers import (
+    AWAIT_HEADERS,
     GRANT_SECONDS,
     NO_PLACE,
+    READ_HEADERS,
     AccessAnswer,
     AccessRequest,
     Grant,
@@ -37,7 +39,8 @@ from tonnage.contract.peers import (
 )
 from tonnage.errors import CacheDamaged, CacheNotWritable, InsufficientSpace, InvalidPlan
 from tonnage.loading.peers.client import ACCESS_SECONDS, PeerClient, PeerRequest, PeerResponse, Tag, request_one
-from tonnage.loading.peers.headers_file import MAX_BYTES, decode_headers, headers_digest
+from tonnage.loading.peers.headers_exchange import HeadersOfPeers, may_have_headers
+from tonnage.loading.peers.headers_file import MAX_BYTES, headers_digest
 from tonnage.reporting.client import ReportClient
 from tonnage.reporting.reporter import report_endpoint
 from tonnage.source.request_target import RequestTarget
@@ -50,8 +53,8 @@ if TYPE_CHECKING:
     from tonnage.cache.entry import Entry
     from tonnage.contract import Plan
     from tonnage.contract.plan import PeerAccess, Reporting
-    from tonnage.loading.peers.headers_file import HeadersFile
     from tonnage.planning.segments import ByteRange
+    from tonnage.transfer.source_headers import HeaderCollector
 
 STATE_SECONDS = 0.3
 """Seconds between two looks at a peer that is loading."""
@@ -81,7 +84,8 @@ _FIRST_TICK_SECONDS = 0.01
 _ACCESS = "access"
 _RANGES = "ranges"
 _MANIFEST = "manifest"
-_LIMITS = {_RANGES: MAX_RANGES_BYTES, _MANIFEST: 8 << 20}
+_HEADERS = "headers"
+_LIMITS = {_RANGES: MAX_RANGES_BYTES, _MANIFEST: 8 << 20, _HEADERS: MAX_BYTES}
 _MAX_ACCESS_BYTES = 16 << 10
 
 
@@ -112,6 +116,7 @@ class PeerFinder:
     Attributes:
         node: This node's name.
         expected_headers: SHA-256 of the headers file from the controller; empty until it is known.
+        headers: What this load has of the headers file, and shows.
     """
 
     def __init__(
@@ -132,10 +137,11 @@ class PeerFinder:
         self._entry = entry
         self._digest = digest
         self._make_proofs = make_proofs
-        self._body = encode_report(Report(kind=ReportKind.PEERS, entry=entry.name, identity=plan.identity, node=node))
+        self._question = Report(kind=ReportKind.PEERS, entry=entry.name, identity=plan.identity, node=node)
         self._endpoint = report_endpoint(reporting)
         self._certificates = b""
         self._stop = threading.Event()
+        self._asks_now = threading.Event()
         self._first_look = threading.Event()
         self._peers: tuple[Peer, ...] = ()
         self._ticket = ""
@@ -157,6 +163,9 @@ class PeerFinder:
         self._answers: deque[PeersAnswer] = deque()
         self._to_ask: list[Peer] = []
         self._refusals: dict[str, float] = {}
+        self._task = ""
+        self.headers = HeadersOfPeers()
+        self._build_headers: Callable[[HeaderCollector], bytes | None] | None = None
         self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
 
     # -- the transfer's side
@@ -169,13 +178,20 @@ class PeerFinder:
     def close(self) -> None:
         """Ends the thread, without waiting for a request in progress."""
         self._stop.set()
+        self._asks_now.set()
 
     def snapshot(self) -> PeersSnapshot:
         """Returns the peers as they are known now."""
         return self._snapshot
 
-    def show(self, ranges: PeerRanges) -> None:
-        """Begins to show this load's ranges: writes ``ranges`` now, and its files with each ``publish``."""
+    def show(self, ranges: PeerRanges, build_headers: Callable[[HeaderCollector], bytes | None] | None = None) -> None:
+        """Begins to show this load's ranges: writes ``ranges`` now, and its files with each ``publish``.
+
+        Args:
+            ranges: What this load has, and its objects.
+            build_headers: Makes the headers file of all objects, as soon as that is possible; None: not of this load.
+        """
+        self._build_headers = build_headers
         self._sources = ranges
         self._write(ranges)
 
@@ -188,7 +204,28 @@ class PeerFinder:
         def listed(ranges: Mapping[str, Sequence[ByteRange]]) -> list[FileRanges]:
             return [FileRanges(path=path, size=sizes[path], ranges=list(found)) for path, found in ranges.items()]
 
-        self._write(msgspec.structs.replace(self._sources, files=listed(files), pending=listed(pending)))
+        self._write(
+            msgspec.structs.replace(
+                self._sources, files=listed(files), pending=listed(pending), headers=self.headers.digest
+            )
+        )
+
+    def show_headers(self, collected: HeaderCollector) -> bool:
+        """Writes the headers file, if all is there, and tells the controller; returns whether this is settled."""
+        if self._build_headers is None:
+            return True
+        data = self._build_headers(collected)
+        if data is None:
+            return False
+        self.headers.show(self._entry, data)
+        if self.headers.digest:
+            self._question = msgspec.structs.replace(self._question, headers_digest=self.headers.digest)
+            self._asks_now.set()
+        return True
+
+    def take_headers(self) -> Mapping[int, Sequence[tuple[int, bytes]]] | None:
+        """Returns once what a peer's headers file has of the objects of this load."""
+        return self.headers.take()
 
     def refuse(self, node: str) -> None:
         """A peer is no longer asked."""
@@ -202,16 +239,21 @@ class PeerFinder:
         """A peer did not accept the pass: another one is asked for."""
         self._token_due = min(self._token_due, time.monotonic() + 1.0)
 
-    def fetch_headers(self) -> HeadersFile | None:
+    def fetch_headers(self) -> bytes | None:
         """Returns the headers file of a peer that has the one that the controller expects; None if there is none."""
         if not self.expected_headers or not self._token:
             return None
         for view in self._snapshot.views:
-            target = msgspec.structs.replace(view.request, url=f"{view.request.url}/headers")
-            response = request_one(PeerRequest(target, MAX_BYTES), seconds=HEADERS_SECONDS)
+            if not may_have_headers(view, self.expected_headers):
+                continue
+            response = request_one(self._headers_request(view), seconds=HEADERS_SECONDS)
             if response.status == 200 and headers_digest(response.body) == self.expected_headers:
-                return decode_headers(response.body)
+                return response.body
         return None
+
+    def _headers_request(self, view: PeerView) -> PeerRequest:
+        target = msgspec.structs.replace(view.request, url=f"{view.request.url}/{_HEADERS}")
+        return PeerRequest(target, _LIMITS[_HEADERS])
 
     def _write(self, ranges: PeerRanges) -> None:
         try:
@@ -227,12 +269,13 @@ class PeerFinder:
         while not self._stop.is_set():
             pause = self._ask(client)
             self._has_asked = True
-            self._stop.wait(pause)
+            self._asks_now.wait(pause)
+            self._asks_now.clear()
         client.close()
 
     def _ask(self, client: ReportClient) -> float:
         """Asks the controller; returns the seconds until it is asked again."""
-        failure = client.send(self._body, timeout=REPORT_SECONDS)
+        failure = client.send(encode_report(self._question), timeout=REPORT_SECONDS)
         if failure is not None:
             self.problem = f"The controller could not be asked for peers: {failure.message}."
             return 300.0 if failure.permanent else RETRY_SECONDS
@@ -273,6 +316,9 @@ class PeerFinder:
         peer = next((peer for peer in self._peers if peer.node == tag.node), None)
         if tag.what == _ACCESS:
             self._take_access(tag.node, response, now)
+        elif tag.what == _HEADERS:
+            self.headers.received(response, self.expected_headers)
+            self._update()
         elif peer is None:
             return
         elif response.status == 404 and tag.what == _RANGES:
@@ -286,6 +332,7 @@ class PeerFinder:
 
     def _take(self, answer: PeersAnswer) -> None:
         self.expected_headers = answer.headers_digest or self.expected_headers
+        self._task = answer.headers
         self._peers = tuple(peer for peer in answer.peers if not self.node or peer.node != self.node)
         if answer.certificates:
             self._certificates = answer.certificates.encode()
@@ -298,7 +345,12 @@ class PeerFinder:
         nodes = {peer.node for peer in self._asked()}
         share = SourceShare(answer.loading, None if answer.place == NO_PLACE else answer.place)
         self._share = share if answer.loading > max(0, answer.place) else None
-        if views != self._views or nodes != self._snapshot.nodes or self._share != self._snapshot.share:
+        before = self._snapshot
+        if views != self._views or (nodes, self._share, self._headers_task) != (
+            before.nodes,
+            before.share,
+            before.headers,
+        ):
             self._views = views
             self._update()
 
@@ -341,7 +393,10 @@ class PeerFinder:
         """Asks those peers what they have that were not asked lately."""
         if not self._token or self._grant is None:
             return
-        asked = {tag.node for tag in self._client.tags if tag.what != _ACCESS}
+        asked = {tag.node for tag in self._client.tags if tag.what in {_RANGES, _MANIFEST}}
+        expected = self.expected_headers if self._task == AWAIT_HEADERS else ""
+        if (view := self.headers.next_peer(expected, self._views.values(), now)) is not None:
+            self._client.send(Tag(_HEADERS, view.node), self._headers_request(view), seconds=HEADERS_SECONDS)
         for peer in self._asked():
             if peer.node not in asked and self._due.get(peer.node, 0.0) <= now:
                 self._request(peer, _RANGES)
@@ -376,6 +431,7 @@ class PeerFinder:
             partial=ranges.partial,
             files={file.path: (file.size, file.ranges) for file in ranges.files},
             pending={file.path: (file.size, file.ranges) for file in ranges.pending},
+            headers=ranges.headers,
         )
         if view == before:
             return False
@@ -395,7 +451,13 @@ class PeerFinder:
     def _update(self) -> None:
         generation = self._snapshot.generation + 1
         nodes = frozenset(peer.node for peer in self._asked())
-        self._snapshot = PeersSnapshot(generation, tuple(self._views.values()), nodes, self._share)
+        views = tuple(self._views.values())
+        self._snapshot = PeersSnapshot(generation, views, nodes, self._share, self._headers_task)
+
+    @property
+    def _headers_task(self) -> str:
+        """What the transfer does about headers; nothing, if they have come."""
+        return "" if self.headers.digest and self._task != READ_HEADERS else self._task
 
     def _asked(self) -> list[Peer]:
         return [peer for peer in self._peers if peer.node not in self._refused]

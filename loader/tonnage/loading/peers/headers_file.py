@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
@@ -17,13 +18,15 @@ import msgspec
 from tonnage.cache.peer_ranges import EntrySource
 from tonnage.contract.plan import DECODE_ERRORS
 from tonnage.errors import CacheDamaged
+from tonnage.planning.segments import SpanRole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tonnage.planning.blueprint import SourceObject
+    from tonnage.planning.segments import Segment
     from tonnage.source.resolve import ResolvedObject, ResolvedRevision
-    from tonnage.transfer.source_headers import HeaderCollector
+    from tonnage.transfer.source_headers import CollectedRange, HeaderCollector
 
 VERSION = 1
 MAX_BYTES = 256 << 20
@@ -76,19 +79,24 @@ def build_headers(
     resolved: ResolvedRevision,
     items: Sequence[ResolvedObject],
     objects: Sequence[SourceObject],
+    segments: Sequence[Segment],
     collected: HeaderCollector,
 ) -> bytes | None:
-    """Returns the headers file of a load of all objects; None if something of them was not received.
+    """Returns the headers file of a load of all objects; None if something for it was not received.
+
+    Of objects that hold hashes the headers are enough, so that it can be made before the load has ended.
 
     Args:
         resolved: The revision.
         items: The objects.
         objects: The same, with their indexes.
+        segments: The segments of the objects.
         collected: What the transfer has received of them.
     """
     found = []
     for index, (item, source) in enumerate(zip(items, objects, strict=True)):
-        made = _object_headers(item, source, collected, index)
+        spans = [span for segment in segments if segment.object_index == index for span in header_spans(segment)]
+        made = _object_headers(item, source, sorted(spans), collected.pieces(index))
         if made is None:
             return None
         found.append(made)
@@ -101,23 +109,47 @@ def build_headers(
     return data if len(data) <= MAX_BYTES else None
 
 
+def header_spans(segment: Segment) -> list[tuple[int, int]]:
+    """Returns start and end of the headers in a segment, and of what follows the last tensor."""
+    starts = (segment.start, *(span.end for span in segment.spans))
+    return [
+        (start, span.end)
+        for start, span in zip(starts, segment.spans, strict=False)
+        if span.role in {SpanRole.HEADER, SpanRole.TAIL} and start < span.end
+    ]
+
+
 def _object_headers(
-    item: ResolvedObject, source: SourceObject, collected: HeaderCollector, index: int
+    item: ResolvedObject,
+    source: SourceObject,
+    spans: Sequence[tuple[int, int]],
+    pieces: Sequence[tuple[int, CollectedRange]],
 ) -> ObjectHeaders | None:
+    starts = [start for start, _ in pieces]
     ranges: list[tuple[int, bytes]] = []
-    pieces = collected.pieces(index)
-    first = pieces[0][0] if pieces else len(source.head)
-    at, crc32 = first, zlib.crc32(source.head[:first])
+    for start, end in spans:
+        content = b""
+        for at, piece in pieces[bisect_left(starts, start) : bisect_left(starts, end)]:
+            content += piece.content if piece.content is not None and at == start + len(content) else b""
+        if len(content) != end - start:
+            return None
+        ranges.append((start, content))
+    crc32 = None if source.has_hashes else _whole_crc32(source, pieces)
+    if crc32 is None and not source.has_hashes:
+        return None
+    return ObjectHeaders(entry_source(item), source.head, ranges, crc32)
+
+
+def _whole_crc32(source: SourceObject, pieces: Sequence[tuple[int, CollectedRange]]) -> int | None:
+    """Returns the CRC-32 of an object; None if something of it was not received."""
+    at = pieces[0][0] if pieces else len(source.head)
+    crc32 = zlib.crc32(source.head[:at])
     for start, piece in pieces:
         if start != at:
             return None
         at = piece.end
         crc32 = _combine(crc32, piece.crc32, piece.end - start)
-        if piece.content is not None:
-            ranges.append((start, piece.content))
-    if not source.has_hashes and at != source.size:
-        return None
-    return ObjectHeaders(entry_source(item), source.head, ranges, None if source.has_hashes else crc32)
+    return crc32 if at == source.size else None
 
 
 def _combine(first: int, second: int, length: int) -> int:

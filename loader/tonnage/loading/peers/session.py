@@ -10,11 +10,12 @@ import msgspec
 from tonnage.cache.filesystem import write_atomically
 from tonnage.cache.peer_ranges import HEADERS_NAME, FileRanges, PeerRanges, remove_ranges
 from tonnage.contract import ObjectPin, S3Source, revision_digest
-from tonnage.errors import CacheDamaged, CacheNotWritable, InsufficientSpace, TonnageError
+from tonnage.errors import CacheNotWritable, InsufficientSpace, TonnageError
 from tonnage.loading.peers.finder import PeerFinder
 from tonnage.loading.peers.headers_file import (
     KnownHeaders,
     build_headers,
+    decode_headers,
     entry_source,
     headers_digest,
     known_headers,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from tonnage.contract import Plan
     from tonnage.contract.plan import PeerAccess, Reporting
     from tonnage.planning.blueprint import Blueprint, SourceObject
+    from tonnage.planning.segments import Segment
     from tonnage.source.resolve import ResolvedObject, ResolvedRevision
     from tonnage.transfer.source_headers import HeaderCollector
     from tonnage.transfer.transfer_spec import TransferResult
@@ -60,30 +62,61 @@ class LoadPeers:
         self.finder.close()
 
     def known_headers(self, items: Sequence[ResolvedObject]) -> KnownHeaders | None:
-        """Returns what a peer's headers file has of the objects, if its digest is the expected one; else None."""
-        try:
-            file = self.finder.fetch_headers()
-        except CacheDamaged:
-            return None
-        return None if file is None else known_headers(file, items)
+        """Returns what a peer's headers file has of the objects, if its digest is the expected one; else None.
 
-    def show(self, partial: PartialDirectory, blueprint: Blueprint) -> None:
-        """Begins to show peers what this load has finished."""
+        If there is none yet, the transfer may get it later.
+        """
+        headers = self.finder.headers
+        headers.expect(items, self._entry)
+        data = self.finder.fetch_headers()
+        if data is None or not headers.take_over(data, self.finder.expected_headers):
+            return None
+        headers.take()
+        return known_headers(decode_headers(data), items)
+
+    def show(
+        self,
+        partial: PartialDirectory,
+        blueprint: Blueprint,
+        items: Sequence[ResolvedObject],
+        objects: Sequence[SourceObject],
+        *,
+        is_whole: bool,
+    ) -> None:
+        """Begins to show peers what this load has finished, and the headers file when it can be made.
+
+        Args:
+            partial: The directory of the unfinished files.
+            blueprint: The files, and which bytes go where.
+            items: The objects that are loaded.
+            objects: The same, with their indexes.
+            is_whole: Whether these are all objects of the entry.
+        """
+
+        def build(collected: HeaderCollector) -> bytes | None:
+            return build_headers(self._resolved, items, objects, blueprint.segments, collected)
+
         self.finder.show(
             PeerRanges(
                 digest=self._resolved.digest,
                 partial=partial.path.name,
                 sources=[entry_source(item) for item in self._resolved.objects],
                 files=[FileRanges(path=file.path, size=file.size, ranges=[]) for file in blueprint.files],
-            )
+                headers=self.finder.headers.digest,
+            ),
+            build if is_whole else None,
         )
 
     def keep_headers(
-        self, items: Sequence[ResolvedObject], objects: Sequence[SourceObject], collected: HeaderCollector
+        self,
+        items: Sequence[ResolvedObject],
+        objects: Sequence[SourceObject],
+        segments: Sequence[Segment],
+        collected: HeaderCollector,
     ) -> str:
         """Writes the headers file of a load that is complete, and returns its digest; empty if there is none."""
         remove_ranges(self._entry)
-        data = build_headers(self._resolved, items, objects, collected)
+        data = build_headers(self._resolved, items, objects, segments, collected)
         if data is None:
             return ""
         try:
@@ -165,7 +198,8 @@ def resolve_with_peers(
         file = None
         until = time.monotonic() + PEERS_SECONDS
         while file is None and time.monotonic() < until and not canceled():
-            file = finder.fetch_headers()
+            data = finder.fetch_headers()
+            file = None if data is None else decode_headers(data)
             time.sleep(0.0 if file else 0.2)
     finally:
         finder.close()
