@@ -87,7 +87,8 @@ class FaultyServer:
         self._released = threading.Event()
         self._closed = threading.Event()
         self._changed = threading.Condition()
-        self._listener = socket.create_server((host, 0), backlog=512)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family, backlog=512)
         self.host = host
         self.port: int = self._listener.getsockname()[1]
         self._acceptor = threading.Thread(target=self._accept, name="faulty-accept", daemon=True)

@@ -59,6 +59,8 @@ DIGEST_PATTERN: Final = r"^([0-9a-f]{64})?\Z"
 
 _Address = Annotated[str, msgspec.Meta(pattern=r"^([0-9.]{7,15}|\[[0-9a-fA-F:]{2,39}\]):[0-9]{1,5}\Z")]
 _NodeName = Annotated[str, msgspec.Meta(max_length=253)]
+_Token = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~+/=-]*\Z", max_length=MAX_TOKEN_CHARACTERS)]
+"""It is sent in a header, also to other peers, and a peer may be anyone's."""
 
 
 class Peer(WireStruct, frozen=True, kw_only=True):
@@ -88,7 +90,7 @@ class PeersAnswer(WireStruct, frozen=True, kw_only=True):
     """
 
     peers: tuple[Peer, ...] = ()
-    ticket: Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS)] = ""
+    ticket: _Token = ""
     headers_digest: Annotated[str, msgspec.Meta(pattern=DIGEST_PATTERN)] = ""
     certificates: Annotated[str, msgspec.Meta(max_length=MAX_CERTIFICATES_CHARACTERS)] = ""
     interval: Annotated[float, msgspec.Meta(ge=0.1, le=300)] = 5.0
@@ -138,7 +140,7 @@ class AccessRequest(WireStruct, frozen=True, kw_only=True):
 class AccessAnswer(WireStruct, frozen=True, kw_only=True):
     """What it gets: a pass, or a sentence why not. ``expires`` is the Unix time of the pass's end."""
 
-    token: Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS)] = ""
+    token: _Token = ""
     expires: float = 0.0
     message: Annotated[str, msgspec.Meta(max_length=2048)] = ""
 

@@ -400,6 +400,9 @@ class _Transfer:
     def _retry(self, pool: WorkerPool, part: Part, message: FetchFailed) -> None:
         failure = message.failure
         generation = self._sent_generation.pop(message.id)
+        if message.end >= part.end:  # all is there, and checked by its hash: only what follows was wrong
+            self._result.retries += 1
+            return
         progressed = message.end > part.start
         attempt = 1 if progressed else part.attempt + 1
         denied = failure.retry is Retry.REFRESH_CREDENTIALS or failure.reason is Reason.ACCESS_DENIED

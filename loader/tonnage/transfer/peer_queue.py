@@ -259,8 +259,13 @@ class PeerQueue:
             self._source_seconds_per_byte, self._source_answered = (now - since) / size, now
 
     def return_to_peers(self, part: Part, start: int) -> None:
-        """Adds what a peer did not send of a part: from ``start`` on. Another peer or the source is asked for it."""
+        """Adds what a peer did not send of a part: from ``start`` on. Another peer or the source is asked for it.
+
+        Nothing is left if a request has failed that had sent all, such as one that sends more than was asked for.
+        """
         unit = self._units[part.unit]
+        if start >= unit.end:
+            return
         rest = unit._replace(start=start, offset=unit.offset + start - unit.start)
         self._units[part.unit] = rest
         self._wanted |= 1 << part.unit

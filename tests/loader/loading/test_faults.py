@@ -60,6 +60,7 @@ PASSING = {
     "more bytes than announced": Fault(extra=b"x" * 5000, close=True),
     "more bytes than asked": Fault(extra=b"x" * 5000, announce_extra=True),
     "chunked encoding": Fault(chunked=True),
+    "more bytes than asked, in chunks": Fault(chunked=True, extra=b"x" * 100_000),
 }
 
 

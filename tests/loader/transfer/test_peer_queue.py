@@ -157,6 +157,18 @@ def test_what_a_peer_sent_of_a_unit_is_kept() -> None:
     assert (rest.end, rest.shift) == (part.end, part.shift)
 
 
+def test_nothing_is_left_of_a_unit_that_a_peer_has_sent_and_failed_after() -> None:
+    load = Load(tensors=1)
+    load.queue.update({"node-b": Holding(load.everything)}, ["node-b"], now=0.0)
+    part = next(part for part in load.take() if part.peer)
+    before = load.queue.remaining
+    load.fail(part, part.end, PeerFault.ERROR, 0.0)
+    assert load.queue.remaining == before
+    again = load.take(50.0)
+    assert not any(each.unit == part.unit and each.peer for each in again)
+    assert not any(load.bits(each) & load.bits(part) for each in again)
+
+
 def test_while_peers_answer_the_source_is_not_asked_for_what_they_have() -> None:
     load = Load(tensors=200)
     load.queue.update({"node-b": Holding(load.index.for_peers)}, ["node-b"], now=0.0)
