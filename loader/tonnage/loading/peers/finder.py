@@ -342,7 +342,7 @@ class PeerFinder:
             self._ticket, self._grant = answer.ticket, grant
         kept = {peer.node: peer.address for peer in self._peers}
         views = {node: view for node, view in self._views.items() if kept.get(node) == view.address}
-        nodes = {peer.node for peer in self._asked()}
+        nodes = frozenset(peer.node for peer in self._asked())
         share = SourceShare(answer.loading, None if answer.place == NO_PLACE else answer.place)
         self._share = share if answer.loading > max(0, answer.place) else None
         before = self._snapshot
