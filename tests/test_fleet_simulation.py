@@ -63,6 +63,15 @@ def test_a_bucket_that_answers_few_requests_delays_a_fleet_whose_nodes_all_read_
     assert (outcome.failed, len(outcome.seconds)) == (0, 24)
 
 
+def test_in_three_zones_most_bytes_come_from_peers_of_the_own_one(simulated_fleet: ModuleType) -> None:
+    given = settings(simulated_fleet, nodes=24, zones=3)
+    outcome = simulated_fleet.Fleet(given).run()
+    assert max(outcome.seconds) < 3 * given.limit
+    assert outcome.zone_bytes < 24 * given.size / 3
+    anywhere = simulated_fleet.Fleet(settings(simulated_fleet, nodes=24, zones=3, prefers_zone=False)).run()
+    assert outcome.zone_bytes < 0.6 * anywhere.zone_bytes
+
+
 def test_flows_share_links_evenly_and_no_link_carries_more_than_it_can(simulated_fleet: ModuleType) -> None:
     np = pytest.importorskip("numpy")
     source, target = np.array([0, 0, 0, 1, 2]), np.array([1, 2, 3, 3, 3])

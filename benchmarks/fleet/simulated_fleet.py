@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from shared_links import share
 
 from tonnage.contract.peers import AWAIT_HEADERS, MAX_PEERS, Peer, PeersAnswer
 from tonnage.loading.peers.finder import STATE_SECONDS, ask_again_after
@@ -33,8 +34,6 @@ from tonnage_operator.domain.peers.headers import HeaderReaders
 from tonnage_operator.domain.peers.loading import LoadingNodes
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from tonnage.transfer.peer_units import Unit
 
 POLL_SECONDS = 0.1
@@ -43,7 +42,6 @@ HEADERS_SECONDS = 0.05
 """From a look at a peer that has the headers file until it has come: some hundred kilobytes."""
 HEADER_BYTES = 256
 MAX_WORKERS = 16
-SHARE_ROUNDS = 4
 DYING_SECONDS = 10.0
 BURST_SECONDS = 0.05
 """For so long, the bucket answers requests that it could have answered before."""
@@ -70,6 +68,8 @@ class Settings:
         dying: Share of the nodes whose loaders die within their first ten seconds. Their peers go on serving.
         shares_headers: Whether the first loads read all headers for the others, as the controller has them do; if not,
             each node reads all headers from the bucket.
+        zones: Zones in which the nodes are, in turn.
+        prefers_zone: Whether peers of the own zone are preferred.
         requests: Requests a second that the bucket answers; it refuses what is more, as S3 does with 503 SlowDown, and
             a load tries again as the loader does. 0: no limit.
     """
@@ -90,6 +90,8 @@ class Settings:
     dying: float = 0.0
     shares_headers: bool = True
     requests: float = 0.0
+    zones: int = 1
+    prefers_zone: bool = True
 
     @property
     def size(self) -> int:
@@ -113,6 +115,8 @@ class Outcome:
     """Seconds, bytes of the bucket so far, bytes at all nodes so far, complete nodes."""
     requests: dict[str, int] = field(default_factory=dict)
     """Requests that the bucket has answered, for ``headers`` and for ``data``, and those that it has ``refused``."""
+    zone_bytes: float = 0.0
+    """Bytes that nodes had from peers of other zones."""
     failed: int = 0
     """Loads that failed, because one request of theirs was refused too often."""
 
@@ -181,7 +185,7 @@ class _Node:
         self.has_headers = False
         """Whether it has the headers file: read from the bucket, or taken from a peer."""
         self.expects_headers = False
-        """Whether the controller has told it the digest."""
+        """Whether the controller has sent it the digest."""
         self.task = self.seen_task = ""
         self.headers_at = float("inf")
         self.credit = 0.0
@@ -267,6 +271,7 @@ class Fleet:
         self._tokens = settings.requests * BURST_SECONDS
         self._requests = {"headers": 0, "data": 0, "refused": 0}
         self._failed = 0
+        self._zone_bytes = 0.0
         self._links = np.full(settings.nodes + 1, settings.link)
         self._links[-1] = settings.bucket
         if not settings.first_loads:
@@ -291,7 +296,9 @@ class Fleet:
             if now > 100 * self._settings.limit + 600:
                 raise RuntimeError("the simulated fleet does not finish")
         seconds = [node.done for node in self._nodes if node.done is not None]
-        return Outcome(seconds, self._bucket_bytes, timeline, self._requests, self._failed)
+        return Outcome(
+            seconds, self._bucket_bytes, timeline, self._requests, zone_bytes=self._zone_bytes, failed=self._failed
+        )
 
     # -- the controller
 
@@ -325,7 +332,7 @@ class Fleet:
             loading=self._loading.nodes(now),
             is_complete=self._complete.__contains__,
         )
-        chosen = choose_peers(node.name, holders, MAX_PEERS)
+        chosen = choose_peers(node.name, holders, MAX_PEERS, is_near=lambda name: self._is_near(node, name))
         node.peers = tuple(self._numbers[name] for name in chosen)
         self._loading.note(node.name, now, serves=True)
         node.share = SourceShare(self._loading.places, self._loading.place(node.name))
@@ -357,7 +364,7 @@ class Fleet:
                 had_headers = node.has_headers
                 node.publish()
                 if node.has_headers and not had_headers:
-                    node.next_ask = now  # it tells the controller at once
+                    node.next_ask = now  # it reports the digest at once
             if now >= node.headers_at:
                 node.take_headers()
                 node.seen = {}
@@ -381,8 +388,13 @@ class Fleet:
             node.headers_at = min(node.headers_at, now + HEADERS_SECONDS)
         holdings = {self._nodes[at].name: shown.holding for at, shown in seen.items()}
         names = [self._nodes[at].name for at in node.peers]
-        node.queue.update(holdings, names, now=now, share=node.share, headers=task)
+        far = [name for name in names if not self._is_near(node, name)]
+        node.queue.update(holdings, names, now=now, share=node.share, headers=task, far=far)
         return True
+
+    def _is_near(self, node: _Node, name: str) -> bool:
+        zones = self._settings.zones
+        return not self._settings.prefers_zone or self._numbers[name] % zones == node.number % zones
 
     def _take(self, node: _Node, now: float) -> None:
         settings = self._settings
@@ -399,6 +411,8 @@ class Fleet:
             self._sent_at[at] = now
             if part.peer:
                 self._source[at] = self._numbers[part.peer]
+                is_far = (self._source[at] - node.number) % settings.zones != 0
+                self._zone_bytes += (part.end - part.start) * is_far
                 self._cap[at] = settings.peer_connection
                 self._begins[at] = now + settings.peer_delay
                 credit = min(node.credit, self._left[at] / 2)
@@ -478,24 +492,3 @@ class Fleet:
                 self._active.discard(number)
                 self._complete.add(node.name)
                 node.shown = _Shown(Holding(self._model.index.for_peers, 0))
-
-
-def share(
-    source: NDArray[np.int64], target: NDArray[np.int64], cap: NDArray[np.float64], links: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Returns the rate of each flow: what is left of both of its links is divided evenly, again and again."""
-    rates = np.zeros(len(source))
-    growing = np.ones(len(source), dtype=bool)
-    for _ in range(SHARE_ROUNDS):
-        out = links - np.bincount(source, rates, minlength=len(links))
-        into = links - np.bincount(target, rates, minlength=len(links))
-        out_count = np.bincount(source, growing, minlength=len(links))
-        into_count = np.bincount(target, growing, minlength=len(links))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            more = np.minimum(out[source] / out_count[source], into[target] / into_count[target])
-        more = np.where(growing, np.maximum(np.minimum(more, cap - rates), 0.0), 0.0)
-        rates += more
-        growing &= (more > 1e-3 * links[target] / 64) & (rates < cap)
-        if not growing.any():
-            break
-    return rates

@@ -64,10 +64,17 @@ _Token = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~+/=-]*\Z", max_leng
 
 
 class Peer(WireStruct, frozen=True, kw_only=True):
-    """A node that serves the entry, or parts of it. ``address`` is IP address and port."""
+    """A node that serves the entry, or parts of it.
+
+    Attributes:
+        node: Its name.
+        address: IP address and port.
+        near: Whether bytes from there cost no more than others; not so if it is in another zone.
+    """
 
     node: _NodeName
     address: _Address
+    near: bool = True
 
 
 class PeersAnswer(WireStruct, frozen=True, kw_only=True):

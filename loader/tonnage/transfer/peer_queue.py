@@ -121,6 +121,7 @@ class PeerQueue:
         self._for_peers = index.for_peers
         self._first = first | index.small
         self._task = ""
+        self._far: Collection[str] = ()
         self._awaits_since: float | None = None
         self._tries: dict[int, int] = {}
         self._cursor = self._random.randrange(len(self._units)) if self._units else 0
@@ -162,6 +163,7 @@ class PeerQueue:
         now: float,
         share: SourceShare | None = None,
         headers: str = "",
+        far: Collection[str] = (),
     ) -> None:
         """Takes over what peers have now. Peers that are not among ``holdings`` are forgotten.
 
@@ -171,7 +173,9 @@ class PeerQueue:
             now: Current time.
             share: This node's part of the nodes that load; None: not known.
             headers: What it does about headers; see ``PeersAnswer.headers``.
+            far: Peers of other zones: they are asked only for what no other peer has.
         """
+        self._far = far
         self._task = headers
         if headers == AWAIT_HEADERS and self._awaits_since is None:
             self._awaits_since = now
@@ -306,14 +310,17 @@ class PeerQueue:
         useful = self._wanted & self._for_peers & self._any_have & ~self._skipped(now)
         if not useful:
             return None
+        of_far = useful & ~self._near_have(now) if self._far else useful
         free = [
-            known for node, known in self._known.items() if known.have & useful and self._ledger.may_ask(node, now=now)
+            (known, units)
+            for node, known in self._known.items()
+            if (units := known.have & (of_far if node in self._far else useful)) and self._ledger.may_ask(node, now=now)
         ]
         if not free:
             return None
         best: tuple[int, int, int, _Known] | None = None
-        for known in self._random.sample(free, min(RANDOM_PEERS, len(free))):
-            found = self._rarest(known.have & useful, known.cursor)
+        for known, units in self._random.sample(free, min(RANDOM_PEERS, len(free))):
+            found = self._rarest(units, known.cursor)
             key = (found[0], self._ledger.in_flight(known.node))
             if best is None or key < best[:2]:
                 best = (*key, found[1], known)
@@ -327,6 +334,14 @@ class PeerQueue:
         return Part(
             unit.segment, unit.start, unit.end, peer=node, unit=number, file=unit.file, shift=unit.offset - unit.start
         )
+
+    def _near_have(self, now: float) -> int:
+        """Returns what the peers of this zone have that are asked now."""
+        found = 0
+        for node, known in self._known.items():
+            if node not in self._far and not self._ledger.is_resting(node, now=now):
+                found |= known.have
+        return found
 
     def _rarest(self, candidates: int, start: int) -> tuple[int, int]:
         """Returns how many peers have the rarest of the candidates, and the first of these from a place on."""

@@ -98,7 +98,9 @@ class PeerTransfer:
         self._snapshot = snapshot
         self._holdings = {view.node: (view, self._holding(view)) for view in snapshot.views}
         holdings = {node: holding for node, (_, holding) in self._holdings.items()}
-        self.queue.update(holdings, snapshot.nodes, now=now, share=snapshot.share, headers=snapshot.headers)
+        self.queue.update(
+            holdings, snapshot.nodes, now=now, share=snapshot.share, headers=snapshot.headers, far=snapshot.far
+        )
         return True
 
     def take_headers(self) -> Mapping[int, Sequence[tuple[int, bytes]]]:

@@ -29,7 +29,7 @@ class PeerView:
         partial: Name of the directory of unfinished files; empty if the entry is complete.
         files: By path below ``model/``: the file's size, and its finished ranges in order.
         pending: By path: the file's size, and the ranges that this node is fetching from the source.
-        headers: SHA-256 of the headers file that it says it has; empty: none, or not known.
+        headers: SHA-256 of the headers file that it shows; empty: none, or not known.
     """
 
     node: str
@@ -57,7 +57,7 @@ class PeersSnapshot:
     """All peers: the names of those that the controller names, and what they have as far as they were seen.
 
     ``generation`` changes when anything does. ``share`` is this node's part of the nodes that load, if it is known, and
-    ``headers`` what it does about headers: see ``PeersAnswer.headers``.
+    ``headers`` what it does about headers: see ``PeersAnswer.headers``. ``far`` are those of other zones.
     """
 
     generation: int = 0
@@ -65,6 +65,7 @@ class PeersSnapshot:
     nodes: frozenset[str] = frozenset()
     share: SourceShare | None = None
     headers: str = ""
+    far: frozenset[str] = frozenset()
 
 
 class PeerSource(Protocol):

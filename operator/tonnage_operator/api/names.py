@@ -103,6 +103,7 @@ CAUSE: Final = f"{GROUP}/cause"
 """Why a cleanup Job was created: ``Unreferenced``, ``Pressure``, ``Deleted``, ``Age`` or ``Size``."""
 
 HOSTNAME_LABEL: Final = "kubernetes.io/hostname"
+ZONE_LABEL: Final = "topology.kubernetes.io/zone"
 OS_LABEL: Final = "kubernetes.io/os"
 
 KUEUE_QUEUE: Final = "kueue.x-k8s.io/queue-name"

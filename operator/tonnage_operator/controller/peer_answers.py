@@ -45,11 +45,17 @@ class PeerAnswers:
         if credentials is None:
             return PeersAnswer(interval=_INTERVAL_WITHOUT_PEERS)
         state, now = self._state, time.monotonic()
+        zone = state.zone(node)
+
+        def is_near(other: str) -> bool:
+            return not zone or state.zone(other) in {"", zone}
+
         peers = state.peers.choose(
             key,
             node,
             recorded=state.cache_index.nodes_with(*key).keys(),
             is_complete=lambda each: state.has_whole_entry(each, key),
+            is_near=is_near,
             now=now,
         )
         state.peers.note_asking(key, node, now)
@@ -60,7 +66,7 @@ class PeerAnswers:
         caller = f"{model_uid}/{account}"  # the object's credentials are those of this namespace and account
         grant = new_grant(medium=key.medium.value.lower(), key=key.cache_key, caller=caller, now=time.time())
         return PeersAnswer(
-            peers=tuple(Peer(node=name, address=address) for name, address in peers),
+            peers=tuple(Peer(node=name, address=address, near=is_near(name)) for name, address in peers),
             ticket=sign_grant(grant, Purpose.TICKET, credentials.signing_key(datetime.now(UTC))),
             headers_digest=digest,
             certificates=credentials.trusted.decode(),

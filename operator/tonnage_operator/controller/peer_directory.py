@@ -110,10 +110,12 @@ class PeerDirectory:
         *,
         recorded: Collection[str],
         is_complete: Callable[[str], bool],
+        is_near: Callable[[str], bool],
         now: float,
     ) -> list[tuple[str, str]]:
         """Returns names and addresses of the peers that one loader may ask; see ``choice``."""
         holders = find_holders(
             asker, self.ring, recorded=recorded, loading=self.asking(key, now), is_complete=is_complete
         )
-        return [(node, self.address(node)) for node in choose_peers(asker, holders, MAX_PEERS)]
+        chosen = choose_peers(asker, holders, MAX_PEERS, is_near=is_near)
+        return [(node, self.address(node)) for node in chosen]

@@ -304,6 +304,11 @@ class ControllerState:
     def node(self, name: str) -> Node | None:
         return self._node_by_name.get(name)
 
+    def zone(self, node: str) -> str:
+        """Returns a node's zone; empty: not known."""
+        found = self._node_by_name.get(node)
+        return found.labels.get(names.ZONE_LABEL, "") if found else ""
+
     def node_cache(self, name: str) -> CacheRecord | None:
         return self._cache_by_name.get(name)
 

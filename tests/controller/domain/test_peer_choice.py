@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tonnage.contract.peers import MAX_PEERS
 from tonnage_operator.domain.peers.choice import (
+    FAR_PEERS,
     MAX_COMPARED,
     MAX_VISITED,
     Holder,
@@ -40,6 +41,20 @@ def test_a_loader_keeps_its_peers_when_others_leave(holders: set[str], gone: set
     before = _choose(asker, NodeRing(holders), holders, set())
     after = _choose(asker, NodeRing(holders), holders - gone, set())
     assert [each for each in before if each not in gone] == list(after[: len([e for e in before if e not in gone])])
+
+
+@given(holders=NODES, near=NODES, asker=st.text("abc01", min_size=1, max_size=4))
+def test_a_loader_gets_peers_of_its_own_zone_and_few_others_if_there_are_enough(
+    holders: set[str], near: set[str], asker: str
+) -> None:
+    found = [Holder(node, complete=False) for node in holders]
+    chosen = choose_peers(asker, found, MAX_PEERS, is_near=near.__contains__)
+    others = holders - {asker}
+    assert len(chosen) == len(set(chosen)) == min(MAX_PEERS, len(others))
+    far = set(chosen) - near
+    assert len(far) >= min(FAR_PEERS, len(others - near)), "what no node of the zone has comes from others"
+    if len(others & near) >= MAX_PEERS - FAR_PEERS:
+        assert len(far) <= FAR_PEERS
 
 
 @given(st.lists(st.tuples(st.booleans(), st.text("ab", min_size=1, max_size=3)), max_size=60))

@@ -30,25 +30,25 @@ DIGEST = "d" * 64
 def test_few_loads_read_and_the_others_wait_only_while_one_reads_or_a_digest_is_known(
     questions: list[tuple[str, bool, set[str], str, float]],
 ) -> None:
-    readers, told, now, known = HeaderReaders(), set[str](), 0.0, ""
+    readers, readers_seen, now, known = HeaderReaders(), set[str](), 0.0, ""
     for node, may_read, others, digest, later in questions:
         now += later
         if may_read:
             readers.note(node, digest)
-            if node in told and not known:
+            if node in readers_seen and not known:
                 known = digest
-        assert readers.digest == known, "the first digest counts, and only of a load that was told to read"
+        assert readers.digest == known, "the first digest counts, and only of a load that was chosen to read"
         loading = {*others, node}
         task = readers.task(node, now, may_read=may_read, loading=loading)
         if task == READ_HEADERS:
-            assert may_read or node in told
-            told.add(node)
+            assert may_read or node in readers_seen
+            readers_seen.add(node)
         elif task == "":
             assert not known
         else:
             assert task == AWAIT_HEADERS
-            assert known or told & loading
-    assert len(told) <= MAX_READERS
+            assert known or readers_seen & loading
+    assert len(readers_seen) <= MAX_READERS
 
 
 def test_a_load_that_reads_is_followed_by_another_one_when_it_ends_or_takes_too_long() -> None:

@@ -157,7 +157,7 @@ def test_loaders_learn_of_each_other_once_they_have_asked_and_their_peers_are_re
     answer = fleet.ask(c)
     assert (answer.loading, answer.place) == (3, 2)
     assert (answer.headers, answer.headers_digest) == (AWAIT_HEADERS, ""), "two others read them"
-    assert fleet.ask(c, headers="c" * 64).headers_digest == "", "it was not told to read"
+    assert fleet.ask(c, headers="c" * 64).headers_digest == "", "it was not chosen to read"
     fleet.ask(a, headers="a" * 64)
     answer = fleet.ask(c)
     assert (answer.headers, answer.headers_digest) == (AWAIT_HEADERS, "a" * 64), "peers have them, or will soon"
@@ -167,6 +167,10 @@ def test_loaders_learn_of_each_other_once_they_have_asked_and_their_peers_are_re
     assert (answer.loading, answer.place) == (2, NO_PLACE), "it fetches nothing for others while they can't have it"
     answer = fleet.ask(c)
     assert (answer.loading, answer.place) == (2, 0), "the last one takes over its place"
+    assert [peer.near for peer in answer.peers] == [True], "no zone is known"
+    for node, zone in ((b, "zone-1"), (c, "zone-2")):
+        fleet.harness.patch_node(node, {"metadata": {"labels": {names.ZONE_LABEL: zone}}})
+    eventually(lambda: [peer.near for peer in fleet.ask(c).peers] == [False])
     # The DaemonSet is updated: the new pod is ready before or after the old one is gone.
     fleet.add_peer(b, "fd00::b", suffix="-new")
     fleet.delete(paths[b])

@@ -109,6 +109,11 @@ def test_a_number_of_nodes_that_can_not_be_is_an_invalid_plan(text: str) -> None
         decode_peers_answer(text.encode())
 
 
+def test_a_peer_of_a_controller_that_knows_no_zones_is_near() -> None:
+    answer = decode_peers_answer(b'{"peers": [{"node": "a", "address": "10.0.0.1:9443"}]}')
+    assert answer.peers[0].near
+
+
 def test_answers_of_older_and_newer_releases_are_understood() -> None:
     assert decode_peers_answer(b'{"ticket": "t"}') == PeersAnswer(ticket="t", loading=0, place=NO_PLACE)
     newer = b'{"loading": 1000, "place": 7, "zone": {"of": "a later release"}}'

@@ -126,6 +126,43 @@ def test_a_rare_unit_is_taken_before_those_that_many_have() -> None:
     assert load.bits(first) & rare
 
 
+def test_a_peer_of_another_zone_is_asked_only_for_what_no_near_one_has() -> None:
+    load = Load(tensors=64)
+    half = (1 << len(load.units) // 2) - 1
+    holdings = {"far": Holding(load.index.for_peers), "near": Holding(load.index.for_peers & half)}
+    load.queue.update(holdings, holdings, now=0.0, far=["far"])
+    taken = {"far": 0, "near": 0}
+    for step in range(40):
+        for part in load.take(step / 10):
+            load.queue.finished(part, end=part.end, now=step / 10)
+            if part.peer:
+                taken[part.peer] |= load.bits(part)
+                load.ledger.succeeded(part.peer, size=part.end - part.start, seconds=0.1)
+    assert taken["near"]
+    assert taken["far"] & ~half
+    assert not taken["far"] & half
+
+
+@pytest.mark.parametrize("fault", [PeerFault.STALL, PeerFault.WRONG_BYTES])
+def test_what_a_near_peer_does_not_send_comes_from_another_zone(fault: PeerFault) -> None:
+    load = Load(tensors=4)
+    holdings = dict.fromkeys(["far", "near"], Holding(load.index.for_peers))
+    load.queue.update(holdings, holdings, now=0.0, far=["far"])
+    got, now = 0, 0.0
+    while load.queue.remaining:
+        now += 0.6
+        assert now < 60
+        for part in load.take(now):
+            if part.peer == "near":
+                load.fail(part, part.start, fault, now)
+                continue
+            got |= load.bits(part)
+            load.queue.finished(part, end=part.end, now=now)
+            if part.peer:
+                load.ledger.succeeded(part.peer, size=part.end - part.start, seconds=0.1)
+    assert got == load.everything
+
+
 def test_a_unit_that_peers_fail_to_send_comes_from_the_source_in_the_end() -> None:
     load = Load(tensors=1)
     load.queue.update({"node-b": Holding(load.everything)}, ["node-b"], now=0.0)

@@ -211,7 +211,7 @@ class PeerFinder:
         )
 
     def show_headers(self, collected: HeaderCollector) -> bool:
-        """Writes the headers file, if all is there, and tells the controller; returns whether this is settled."""
+        """Writes the headers file, if all is there, and reports its digest; returns whether this is settled."""
         if self._build_headers is None:
             return True
         data = self._build_headers(collected)
@@ -452,7 +452,8 @@ class PeerFinder:
         generation = self._snapshot.generation + 1
         nodes = frozenset(peer.node for peer in self._asked())
         views = tuple(self._views.values())
-        self._snapshot = PeersSnapshot(generation, views, nodes, self._share, self._headers_task)
+        far = frozenset(peer.node for peer in self._asked() if not peer.near)
+        self._snapshot = PeersSnapshot(generation, views, nodes, self._share, self._headers_task, far)
 
     @property
     def _headers_task(self) -> str:

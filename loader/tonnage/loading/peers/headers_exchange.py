@@ -95,5 +95,5 @@ class HeadersOfPeers:
 
 
 def may_have_headers(view: PeerView, expected: str) -> bool:
-    """Returns whether a peer may have the headers file: it says so, or its entry is complete."""
+    """Returns whether a peer may have the headers file: it shows its digest, or its entry is complete."""
     return not view.partial or view.headers == expected

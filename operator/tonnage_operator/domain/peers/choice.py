@@ -18,6 +18,8 @@ MAX_COMPARED: Final = 128
 """Holders among which the peers of one loader are chosen, so that an answer costs the same with 10,000 nodes."""
 MAX_VISITED: Final = 1024
 """Nodes that are looked at to find them."""
+FAR_PEERS: Final = 2
+"""Peers of other zones that a loader gets, if there are enough of its own: from them comes what its zone lacks."""
 _COMPLETE_WEIGHT: Final = 4.0
 """How much more often a node with a whole entry is named than one that is still loading it."""
 
@@ -29,16 +31,23 @@ class Holder(NamedTuple):
     complete: bool
 
 
-def choose_peers(asker: str, holders: Iterable[Holder], limit: int) -> tuple[str, ...]:
+def choose_peers(
+    asker: str, holders: Iterable[Holder], limit: int, *, is_near: Callable[[str], bool] = lambda _: True
+) -> tuple[str, ...]:
     """Returns the names of the nodes that one loader asks, those first that are named to few others.
 
     Args:
         asker: The loader's node, which is never among them.
         holders: The candidates, in any order; those of ``find_holders``.
         limit: How many are named at most.
+        is_near: Whether a node is in the asker's zone. At most ``FAR_PEERS`` others are named if there are enough.
     """
     scored = {holder.node: _score(asker, holder) for holder in holders if holder.node != asker}
-    return tuple(sorted(scored, key=lambda node: (-scored[node], node))[:limit])
+    ordered = sorted(scored, key=lambda node: (-scored[node], node))
+    near, far = [node for node in ordered if is_near(node)], [node for node in ordered if not is_near(node)]
+    count = min(len(near), limit - min(len(far), FAR_PEERS))
+    chosen = {*near[:count], *far[: limit - count]}
+    return tuple(node for node in ordered if node in chosen)
 
 
 def _hash(*parts: str) -> int:

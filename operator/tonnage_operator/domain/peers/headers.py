@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 READERS: Final = 2
 """Loads that read all headers at a time: one may end or be slow."""
 MAX_READERS: Final = 6
-"""Loads that are told to, one after the other: those of releases that can't never report a digest."""
+"""Loads that are to read, one after the other: those of releases that can't never report a digest."""
 READING_SECONDS: Final = 120.0
-"""For how long others are told to wait for one of them. Each also has a limit of its own, by the number of headers."""
+"""For how long others are to wait for one of them. Each also has a limit of its own, by the number of headers."""
 
 
 class HeaderReaders:
@@ -53,6 +53,6 @@ class HeaderReaders:
         return AWAIT_HEADERS if reading else ""
 
     def note(self, node: str, digest: str) -> None:
-        """Notes the digest that a load has reported; the first one counts, and only of one that was told to read."""
+        """Notes the digest that a load has reported; the first one counts, and only of one that was to read."""
         if digest and node in self._since and not self.digest:
             self.digest = digest
