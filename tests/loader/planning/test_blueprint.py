@@ -164,6 +164,7 @@ def test_the_number_of_segments_depends_on_the_model_only() -> None:
     assert segment_count(0, 0) == 1
     assert segment_count(100 * MIB, 0) == 1
     assert segment_count(GIB, 0) == 4
-    assert segment_count(16 * GIB, 0) == 16
+    assert segment_count(6 * GIB, 0) == 24
+    assert segment_count(16 * GIB, 0) == 32
     assert segment_count(140 * GIB, 0) == 35
     assert segment_count(10, 3) == 4
