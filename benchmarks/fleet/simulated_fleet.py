@@ -20,7 +20,7 @@ from tonnage.loading.peers.finder import STATE_SECONDS, ask_again_after
 from tonnage.planning.segments import Segment, Span, SpanRole
 from tonnage.source.backoff import backoff_seconds
 from tonnage.transfer.concurrency import INITIAL_CONNECTIONS
-from tonnage.transfer.coordinator import MAX_ATTEMPTS, MAX_BACKOFF_SECONDS
+from tonnage.transfer.coordinator import MAX_ATTEMPTS, MAX_BACKOFF_SECONDS, THROTTLED_SECONDS
 from tonnage.transfer.part_queue import Part
 from tonnage.transfer.peer_index import UnitIndex
 from tonnage.transfer.peer_ledger import PeerLedger
@@ -170,6 +170,7 @@ class _Node:
         self.dies = float("inf")
         self.received = 0
         """Units on disk."""
+        self.received_at = float("inf")
         self.verified = 0
         """Units that may be shown."""
         self.bytes = 0
@@ -200,6 +201,7 @@ class _Node:
         while self.model.units[last].end < part.end:
             last += 1
         self._add(first, last)
+        self.received_at = now
         self.queue.finished(part, end=part.end, now=now)
         if part.peer:
             self.ledger.succeeded(part.peer, size=part.end - part.start, seconds=seconds)
@@ -317,7 +319,7 @@ class Fleet:
             self._waiting = [(at, number) for at, number in self._waiting if at > now]
             for number in due:
                 node = self._nodes[number]
-                node.started = now
+                node.started = node.received_at = now
                 if self._random.random() < self._settings.dying:
                     node.dies = now + DYING_SECONDS * self._random.random()
                 node.next_ask = now
@@ -448,7 +450,7 @@ class Fleet:
         self._parts[at] = None
         self._free.append(at)
         node.queue.finished(part, end=part.start, now=now)
-        if part.attempt == MAX_ATTEMPTS:
+        if part.attempt >= MAX_ATTEMPTS and now - node.received_at >= THROTTLED_SECONDS:
             if node.number in self._active:
                 self._active.discard(node.number)
                 self._failed += 1

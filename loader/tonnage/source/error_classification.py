@@ -37,7 +37,8 @@ class RequestFailure(msgspec.Struct, frozen=True, kw_only=True):
 
     ``retry_after`` is in seconds from now, None if the server sent none. ``region`` is the bucket's region if the
     request was made in another one, otherwise empty. ``remedy`` is empty for that of the reason.
-    ``path_style_refused``: the store takes the bucket in the host name only.
+    ``path_style_refused``: the store takes the bucket in the host name only. ``throttled``: the store has more requests
+    than it answers, of this load or of others, so the same request succeeds later.
     """
 
     reason: Reason
@@ -47,6 +48,7 @@ class RequestFailure(msgspec.Struct, frozen=True, kw_only=True):
     region: str = ""
     remedy: str = ""
     path_style_refused: bool = False
+    throttled: bool = False
 
     def to_exception(self) -> TonnageError:
         return error_for(self.reason, self.message, remedy=self.remedy)
@@ -176,9 +178,17 @@ _PATH_STYLE_REFUSED = _Case(
     "the store takes the bucket in the host name only",
     remedy="Pass --addressing-style virtual (spec.source.s3.addressingStyle: Virtual).",
 )
+_THROTTLING_CODES = {
+    "SlowDown",
+    "ServiceUnavailable",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    "RequestLimitExceeded",
+}
+_THROTTLING_STATUS = {429, 503, 509}
 _BY_CODE = {
-    **dict.fromkeys(("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "OperationAborted"), _BUSY),
-    **dict.fromkeys(("Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"), _BUSY),
+    **dict.fromkeys(("InternalError", "RequestTimeout", "OperationAborted", *_THROTTLING_CODES), _BUSY),
     **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"), _EXPIRED),
     **dict.fromkeys(("NotImplemented", "MethodNotAllowed"), _NOT_IMPLEMENTED),
     **dict.fromkeys(
@@ -323,6 +333,7 @@ def _classify_status(
         region=region,
         remedy=case.remedy,
         path_style_refused=case is _PATH_STYLE_REFUSED,
+        throttled=case is _BUSY and (answer.code in _THROTTLING_CODES or status in _THROTTLING_STATUS),
     )
 
 

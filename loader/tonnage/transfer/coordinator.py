@@ -62,6 +62,8 @@ PREFETCH = 1
 MAX_ATTEMPTS = 8
 """Consecutive failures of a part without a byte of progress that are retried: about 40 seconds of backoff."""
 MAX_BACKOFF_SECONDS = 15.0
+THROTTLED_SECONDS = 60.0
+"""A part that the store refuses because it has too many requests is retried until nothing has arrived for so long."""
 MAX_RESPAWNS = 3
 MAX_HASH_THREADS = 16
 MAX_REFRESHES = 2
@@ -101,6 +103,7 @@ class _Transfer:
         self._credential_state = CredentialState(spec)
         self._sent_generation: dict[int, int] = {}
         self._respawns = 0
+        self._received_at = time.monotonic()
         concurrency = spec.concurrency
         maximum = -(-concurrency.connections // concurrency.workers)
         self._tuner = ConnectionTuner(initial=maximum if concurrency.fixed else INITIAL_CONNECTIONS, maximum=maximum)
@@ -295,6 +298,7 @@ class _Transfer:
             case Received(count):
                 self._result.downloaded += count
                 self._meter.add_received(count)
+                self._received_at = time.monotonic()
             case FetchSucceeded():
                 part = worker.parts.pop(message.id)
                 del self._sent_generation[message.id]
@@ -413,7 +417,8 @@ class _Transfer:
         elif failure.retry is Retry.NEVER:
             raise self._error(failure)
         else:
-            if attempt > MAX_ATTEMPTS:
+            waits = failure.throttled and time.monotonic() - self._received_at < THROTTLED_SECONDS
+            if attempt > MAX_ATTEMPTS and not waits:
                 raise self._error(failure, attempts=attempt)
             delay = backoff_seconds(attempt, maximum=MAX_BACKOFF_SECONDS, retry_after=failure.retry_after)
         self._result.retries += 1

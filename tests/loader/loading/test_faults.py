@@ -115,6 +115,7 @@ def test_a_permanent_failure_has_its_reason_and_leaves_nothing_visible(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tonnage.transfer.coordinator.MAX_ATTEMPTS", 2)
+    monkeypatch.setattr("tonnage.transfer.coordinator.THROTTLED_SECONDS", 0)
     harness.server.add_fault(fault, when=is_part_request, skip=2)
     with pytest.raises(expected) as caught:
         harness.load()
@@ -123,6 +124,33 @@ def test_a_permanent_failure_has_its_reason_and_leaves_nothing_visible(
     harness.assert_nothing_visible()
     harness.server.clear_faults()
     harness.assert_loaded(harness.load())
+
+
+@BOTH_KINDS
+@pytest.mark.parametrize(("fault", "succeeds"), [(slow_down(), True), (Fault(status=500), False)], ids=["503", "500"])
+def test_a_store_with_too_many_requests_is_asked_again_as_long_as_bytes_arrive(
+    harness: LoadHarness,
+    is_part_request: IsPartRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    fault: Fault,
+    succeeds: bool,
+) -> None:
+    monkeypatch.setattr("tonnage.transfer.coordinator.MAX_ATTEMPTS", 2)
+    refused: set[tuple[int, int | None]] = set()
+
+    def is_refused(request: Any) -> bool:
+        """Refuses the first part, and all parts that begin where it does."""
+        if is_part_request(request) and not refused:
+            refused.add(request.range)
+        return is_part_request(request) and request.range in refused
+
+    harness.server.add_fault(fault, when=is_refused, times=6)
+    if succeeds:
+        harness.assert_loaded(harness.load())
+    else:
+        with pytest.raises(RetriesExhausted):
+            harness.load()
 
 
 def test_attempts_are_bounded_so_that_waiting_ends() -> None:

@@ -80,6 +80,20 @@ def test_each_status_has_its_reason(status: int, code: str, reason: Reason, retr
 
 
 @pytest.mark.parametrize(
+    ("status", "code", "throttled"),
+    [
+        (503, "SlowDown", True),
+        (429, "", True),
+        (400, "RequestLimitExceeded", True),
+        (500, "InternalError", False),
+        (404, "NoSuchKey", False),
+    ],
+)
+def test_a_store_with_too_many_requests_is_told_from_one_that_fails(status: int, code: str, *, throttled: bool) -> None:
+    assert classify_status(status, code).throttled is throttled
+
+
+@pytest.mark.parametrize(
     ("code", "reason", "retry"),
     [
         (6, Reason.ENDPOINT_UNREACHABLE, Retry.BACKOFF),
