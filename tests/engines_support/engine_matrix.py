@@ -14,6 +14,7 @@ MODELS = {
     "mixtral": "Mixtral",
     "qwen3-moe": "Qwen3-MoE",
     "gemma3": "Gemma 3, tied",
+    "gemma2": "Gemma 2, tied",
     "llama-fp8": "Llama, FP8",
 }
 ADAPTER = "lora"
@@ -122,6 +123,8 @@ def _exists(model: str, way: str) -> bool:
             return way not in {"no-buffers", "ranks"}
         case "gemma3":  # has more buffers that are computed than those of rotary positions
             return way in {"hf", "module", "vllm"}
+        case "gemma2":  # vLLM's model refuses an output head
+            return way in {"hf", "module"}
         case "llama-fp8":  # transformers has no such module
             return way in {"hf", "state", "vllm"}
         case _:

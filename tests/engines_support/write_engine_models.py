@@ -29,6 +29,8 @@ def write_all(folder: Path) -> dict[str, str]:
     """Writes all models below ``folder``: ``<model>/hf`` and ``<model>/<way>/…``; returns nothing of interest."""
     from safetensors.torch import load_file
     from transformers import (
+        Gemma2Config,
+        Gemma2ForCausalLM,
         Gemma3ForCausalLM,
         Gemma3TextConfig,
         LlamaConfig,
@@ -48,6 +50,7 @@ def write_all(folder: Path) -> dict[str, str]:
         ("llama", LlamaConfig(**SIZES, tie_word_embeddings=False), LlamaForCausalLM),
         ("qwen2", Qwen2Config(**SIZES, tie_word_embeddings=True), Qwen2ForCausalLM),
         ("mixtral", MixtralConfig(**SIZES, num_local_experts=4, tie_word_embeddings=False), MixtralForCausalLM),
+        ("gemma2", Gemma2Config(**SIZES, **layers, tie_word_embeddings=True), Gemma2ForCausalLM),
         ("gemma3", Gemma3TextConfig(**SIZES, **layers, tie_word_embeddings=True), Gemma3ForCausalLM),
         ("qwen3-moe", Qwen3MoeConfig(**SIZES, **experts, tie_word_embeddings=False), Qwen3MoeForCausalLM),
     ):

@@ -21,6 +21,7 @@ from tonnage.attach.files.awaited import find_stream, open_awaited, open_now
 from tonnage.attach.files.cache_entry import entry_ranks, find_entry
 from tonnage.attach.files.catalog import find_ranks
 from tonnage.attach.files.source_file import reserve_descriptors
+from tonnage.attach.files.tensor_info import NO_FILE
 from tonnage.attach.module_loading import LoadResult, TensorSource, load_into_module
 from tonnage.attach.progress import ProgressReporter, check_progress
 from tonnage.attach.unflatten import unflatten
@@ -87,6 +88,11 @@ class Weights(Mapping[str, torch.Tensor]):
     def records(self) -> Mapping[str, TensorInfo]:
         """Dtype, shape, file, offset and length of each tensor, from the headers."""
         return types.MappingProxyType(self._records)
+
+    def file_of(self, name: str) -> Path | None:
+        """Returns the file that has a tensor's data; None for a meta tensor."""
+        number = self._records[name].file
+        return self._files[number].path if number != NO_FILE else None
 
     @property
     def files(self) -> tuple[SourceFile, ...]:

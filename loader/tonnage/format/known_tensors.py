@@ -46,9 +46,14 @@ _COMPUTED = frozenset(
         "router_input_scale",
         "softcap",
         "token_type_ids",
+        "visual_bbox",
     }
 )
 """Numbers that Gemma's modules compute from the configuration, and the zeros that BERT's have for texts of one part."""
+_CAUSAL_MASK = re.compile(r"(?:.*\.)?(?:transformer|attn|attention)\.(?:masked_)?bias")
+"""The mask of GPT-2's attention, and the value for what it hides. A bias that is trained is a parameter."""
+_UNIT_NORM = re.compile(r"(?:.*\.)?mixer\.(?:(?:b|c|dt)_layernorm\.weight|(?:b_c|dt)_rms)")
+"""Ones, with which Falcon-Mamba normalizes. Norms that are trained are parameters."""
 _SINUSOIDS = re.compile(r"(?:.*\.)?embed_positions(?:\.weights)?")
 """Buffers of GPT-J, M2M100 and the like. Positions that are trained are parameters."""
 _STATE_OF_VLLM = frozenset(
@@ -67,9 +72,10 @@ _STATE_OF_VLLM = frozenset(
 """Buffers that are part of the state of vLLM's modules."""
 _INVERSE_FREQUENCIES = re.compile(r"(?:\w*_)?inv_freq")
 """``inv_freq``, ``original_inv_freq``, and those of one type of layers, such as ``full_attention_inv_freq``."""
-_ROTARY_MODULE = re.compile(r"(?!rotary_embeddings$)(?:\w*_)?(?:rotary|rope)(?:_\w*)?")
-"""``rotary_emb``, ``rotary_pos_emb``, ``rope_embeddings`` and the like. Not ``rotary_embeddings``, the name in ESM and
-Evolla, because their frequencies are part of the state dict, and transformers reports them missing otherwise."""
+_ROTARY_MODULE = re.compile(r"(?!rotary_embeddings$)(?:\w*_)?(?:rotary|rope)(?:_\w*)?|patch_positional_embedding")
+"""``rotary_emb``, ``rotary_pos_emb``, ``rope_embeddings`` and the like, and what Pixtral calls it. Not
+``rotary_embeddings``, the name in ESM and Evolla, because their frequencies are part of the state dict, and
+transformers reports them missing otherwise."""
 
 
 def is_computed_buffer(name: str, kind: int) -> bool:
@@ -88,7 +94,9 @@ def is_computed_buffer(name: str, kind: int) -> bool:
     if kind != KIND_BUFFER:
         return False
     parent, _, last = name.rpartition(".")
-    if last in _COMPUTED or _CACHED_ANGLES.fullmatch(last) or _SINUSOIDS.fullmatch(name):
+    if last in _COMPUTED or _CACHED_ANGLES.fullmatch(last):
+        return True
+    if any(known.fullmatch(name) for known in (_SINUSOIDS, _CAUSAL_MASK, _UNIT_NORM)):
         return True
     return bool(_INVERSE_FREQUENCIES.fullmatch(last) and _ROTARY_MODULE.fullmatch(parent.rpartition(".")[2]))
 

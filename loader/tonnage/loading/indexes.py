@@ -1,7 +1,8 @@
 """Fetches what precedes the tensors of objects: one request for most, a second one for longer indexes and headers.
 
-Of files that vLLM serialized, the headers of two tensors are fetched as well, to see whether they are tied. The header
-of a ``.tensors`` file's first tensor comes with the index: it shows whether the file holds hashes.
+Where an output head may be an embedding, the configuration and two tensors' headers are fetched as well, to see whether
+they are tied. The header of a ``.tensors`` file's first tensor comes with the index: it shows whether the file holds
+hashes.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from tonnage.planning.file_names import (
     rank_tied_weights,
     source_stem,
 )
-from tonnage.planning.notes import names_notes, ranks_note, separated_note, vllm_command, vllm_note
+from tonnage.planning.notes import names_notes, ranks_note, separated_note, tied_note, vllm_command, vllm_note
 from tonnage.planning.partition import linear_partition
 from tonnage.planning.safetensors_files import check_duplicate_tensors, find_unchanged
 from tonnage.planning.segments import FILE_OF_SEGMENT, NO_TENSOR, NOT_WRITTEN, Segment, Span, SpanRole
@@ -121,6 +121,12 @@ class _Group(NamedTuple):
         name = self.stem.computed_buffers if self.rank is None else rank_computed_buffers(self.rank)
         return posixpath.join(self.directory, name)
 
+    @property
+    def tied_weights(self) -> str:
+        """Path of the file of second names of tensors."""
+        name = self.stem.tied_weights if self.rank is None else rank_tied_weights(self.rank)
+        return posixpath.join(self.directory, name)
+
 
 def _groups(objects: Sequence[SourceObject], unchanged: Collection[int]) -> dict[_Group, list[int]]:
     paths = frozenset(source.path for source in objects)
@@ -163,6 +169,7 @@ class _BlueprintBuilder:
         self._identity = identity
         self._separates = separates
         self._separated: list[TensorEntry] = []
+        self._tied: list[TensorEntry] = []
         self.files: list[OutputFile] = []
         self.segments: list[Segment] = []
         self.placements: list[TensorPlacement] = []
@@ -296,7 +303,7 @@ class _BlueprintBuilder:
         tied = {
             key: entry
             for key, entry in entries.items()
-            if group.load_format and key[1] in self.objects[key[0]].tied and key not in computed
+            if (group.load_format or self._separates) and key[1] in self.objects[key[0]].tied and key not in computed
         }
         if len(computed) + len(tied) == len(entries):
             return []
@@ -304,9 +311,9 @@ class _BlueprintBuilder:
         if computed:
             own = self._own_file(group.computed_buffers, group.rank, computed)
             files.append(msgspec.structs.replace(own, file=msgspec.structs.replace(own.file, computed_buffers=True)))
-        if tied and group.rank is not None:
-            path = posixpath.join(group.directory, rank_tied_weights(group.rank))
-            files.append(self._own_file(path, group.rank, tied))
+        if tied:
+            files.append(self._own_file(group.tied_weights, group.rank, tied))
+            self._tied += [] if group.load_format else tied.values()
         return files
 
     def _own_file(self, path: str, rank: int | None, entries: dict[tuple[int, int], TensorEntry]) -> _OwnFile:
@@ -393,6 +400,8 @@ class _BlueprintBuilder:
         if self._separated:
             paths = [file.path for file in self.files if file.computed_buffers]
             self.notes.append(separated_note(self._separated, paths))
+        if self._tied:
+            self.notes.append(tied_note(self._tied))
         found = [source for source in self.objects if source.is_vllm_serialized]
         if found:
             self.notes.append(vllm_note(found, layout))

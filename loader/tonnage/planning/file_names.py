@@ -15,6 +15,8 @@ ADAPTER = "adapter_model"
 INDEX_SUFFIX = ".safetensors.index.json"
 OWN_DIRECTORY = "tonnage"
 """Folder beside the shards, for files that engines shall not list."""
+TIED_WEIGHTS = "tied-weights"
+"""Beginning of the names of files with second names of tensors."""
 LOAD_FORMAT_KEY = "tonnage.load_format"
 """Key of an index's metadata: the only load format that serves the folder. The index then lists no file that exists."""
 
@@ -55,8 +57,16 @@ class Stem(NamedTuple):
     @property
     def computed_buffers(self) -> str:
         """Path, below the shards' folder, of the file of buffers that engines compute."""
+        return self._own_file("computed-buffers")
+
+    @property
+    def tied_weights(self) -> str:
+        """Path, below the shards' folder, of the file of output heads that engines take from the embedding."""
+        return self._own_file(TIED_WEIGHTS)
+
+    def _own_file(self, kind: str) -> str:
         suffix = "" if self == Stem(MODEL) else f"-{self.name}{self._dotted}"
-        return f"{OWN_DIRECTORY}/computed-buffers{suffix}.safetensors"
+        return f"{OWN_DIRECTORY}/{kind}{suffix}.safetensors"
 
     @property
     def _dotted(self) -> str:
@@ -120,7 +130,7 @@ def rank_computed_buffers(rank: int) -> str:
 
 def rank_tied_weights(rank: int) -> str:
     """Returns the path, below the shards' folder, of the file of a rank's second names of tied weights."""
-    return f"{OWN_DIRECTORY}/tied-weights-rank-{rank}.safetensors"
+    return f"{OWN_DIRECTORY}/{TIED_WEIGHTS}-rank-{rank}.safetensors"
 
 
 def is_own_file(path: str) -> bool:
@@ -139,7 +149,8 @@ def is_beside_the_model(path: str, indexes: Collection[str]) -> bool:
     main = Stem(MODEL)
     if is_own_file(path):
         folder = posixpath.dirname(folder)
-        is_main = f"{OWN_DIRECTORY}/{name}" == main.computed_buffers or _OWN_FILE_OF_RANK.fullmatch(name) is not None
+        own_files = {main.computed_buffers, main.tied_weights}
+        is_main = f"{OWN_DIRECTORY}/{name}" in own_files or _OWN_FILE_OF_RANK.fullmatch(name) is not None
     else:
         is_main = _MAIN_SHARD.fullmatch(name) is not None
     return not is_main and posixpath.join(folder, main.index_name) in indexes

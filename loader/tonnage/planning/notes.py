@@ -30,6 +30,15 @@ def separated_note(buffers: Sequence[TensorEntry], paths: Sequence[str]) -> str:
     )
 
 
+def tied_note(heads: Sequence[TensorEntry]) -> str:
+    """Returns the note about output heads that are not in the shards."""
+    return (
+        f"{short_repr(heads[0].name)} is the embedding, by the files' checksums and config.json, so it is in the "
+        "folder tonnage/ and not in the shards, as in a checkpoint: some engines refuse it. `tonnage.open` reads both. "
+        "To have all tensors in the shards, load with --computed-buffers in-shards."
+    )
+
+
 def vllm_command(found: Sequence[SourceObject], layout: Layout) -> str:
     """Returns the command that serves files that vLLM serialized. MODEL stands for the folder of the entry's files.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from tonnage.attach.copy_options import CopyOptions
 from tonnage.attach.files.awaited import find_stream
 from tonnage.attach.weights import open_path
+from tonnage.planning.file_names import OWN_DIRECTORY, TIED_WEIGHTS
 from tonnage.vllm_plugin.decisions import checkpoint_names
 
 if TYPE_CHECKING:
@@ -65,5 +66,10 @@ def iterate_checkpoint(
         wait_seconds: As in ``open_weights_of_engine``.
     """
     with open_weights_of_engine(path, wait_seconds=wait_seconds, device=device) as weights:
-        names = [name for name in checkpoint_names(weights) if not skips(name)]
+        names = [name for name in checkpoint_names(weights) if not skips(name) and not _is_tied(weights.file_of(name))]
         yield from weights.stream(device, keys=names, progress="off")
+
+
+def _is_tied(file: Path | None) -> bool:
+    """Returns whether a tensor is a second name of another, which the loader laid beside the checkpoint."""
+    return file is not None and file.name.startswith(TIED_WEIGHTS) and file.parent.name == OWN_DIRECTORY

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 def restore_checkpoint(
     tensors: Mapping[str, torch.Tensor], config: PretrainedConfig
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields the tensors of a checkpoint. They are views of the given ones, or copies where tensors are joined.
+    """Yields the tensors of a checkpoint, without output heads that are its embedding.
+
+    They are views of the given ones, or copies where tensors are joined.
 
     Args:
         tensors: The tensors of the model, by the names that transformers has in memory.
@@ -31,10 +33,29 @@ def restore_checkpoint(
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    found = revert_weight_conversion(_build(config), dict(tensors))
+    heads = _tied_heads(tensors, config)
+    found = revert_weight_conversion(
+        _build(config), {name: tensor for name, tensor in tensors.items() if name not in heads}
+    )
     if found.keys() == tensors.keys():
         raise ValueError("the names of the model's checkpoints are the same")
     yield from found.items()
+
+
+def _tied_heads(tensors: Mapping[str, torch.Tensor], config: PretrainedConfig) -> set[str]:
+    """Returns the names of output heads that the configuration ties to an embedding, and that are equal to one."""
+    if not getattr(config.get_text_config(), "tie_word_embeddings", False):
+        return set()
+    heads = {name for name in tensors if name.rpartition(".lm_head.")[2].removeprefix("lm_head.") == "weight"}
+    embeddings = [name for name in tensors if "embed" in name or "wte" in name]
+    return {
+        head
+        for head in heads
+        if any(
+            tensors[head].shape == tensors[name].shape and torch.equal(tensors[head], tensors[name])
+            for name in embeddings
+        )
+    }
 
 
 def _build(config: PretrainedConfig) -> PreTrainedModel:

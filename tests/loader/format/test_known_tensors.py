@@ -41,6 +41,11 @@ COMPUTED = [
     "transformer.h.0.attn.embed_positions",
     "model.encoder.embed_positions.weights",
     "model.language_model.per_layer_projection_scale",
+    "model.vision_tower.patch_positional_embedding.original_inv_freq",
+    "transformer.bias",
+    "transformer.h.0.attn.masked_bias",
+    "backbone.layers.0.mixer.dt_layernorm.weight",
+    "embeddings.visual_bbox",
 ]
 NOT_COMPUTED = [
     "model.layers.0.attn._k_scale",
@@ -64,12 +69,16 @@ NOT_COMPUTED = [
     "model.rotary_emb.proj.inv_freq",
     "model.rotary_emb.my_cos_cached",
     "model.cos_sin_cache.weight",
+    "model.layers.0.mlp.gate.bias",
+    "model.layers.0.feed_forward.expert_bias",
+    "model.layers.0.mixer.norm.weight",
 ]
 WORDS = st.from_regex(r"[a-z_][a-z0-9_]{0,11}", fullmatch=True)
 PATHS = st.lists(WORDS, max_size=5).map(".".join)
 ENDS = re.compile(
     r"(\w*_)?inv_freq|(cos|sin)_cached|freqs_cis?|\w*cos_sin\w*_cache\w*|embed_scale(_per_layer)?|normalizer|softcap"
-    r"|token_type_ids|embed_positions|weights|gradient_clipping|(per_layer|router)_\w+_scale"
+    r"|token_type_ids|embed_positions|weights?|gradient_clipping|(per_layer|router)_\w+_scale|(masked_)?bias|visual_bbox"
+    r"|\w+_rms"
 )
 CONFIGS = (
     "llama",
@@ -122,6 +131,7 @@ def test_only_known_names_are_computed_and_frequencies_only_below_rotary_modules
     for frequencies in ("inv_freq", "original_inv_freq", f"{last}_inv_freq"):
         words = parent.split("_")
         expected = ("rotary" in words or "rope" in words) and parent != "rotary_embeddings"
+        expected = expected or parent == "patch_positional_embedding"
         assert is_computed_buffer(f"{path}.{parent}.{frequencies}", KIND_BUFFER) == expected
 
 
