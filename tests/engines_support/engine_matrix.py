@@ -121,10 +121,8 @@ def _exists(model: str, way: str) -> bool:
             return way not in {"no-buffers", "state"}
         case "mixtral" | "qwen3-moe":
             return way not in {"no-buffers", "ranks"}
-        case "gemma3":  # has more buffers that are computed than those of rotary positions
-            return way in {"hf", "module", "vllm"}
-        case "gemma2":  # vLLM's model refuses an output head
-            return way in {"hf", "module"}
+        case "gemma2" | "gemma3":  # one refuses an output head, one has more computed buffers than rotary ones
+            return way in {"hf", "module"} or (model, way) == ("gemma3", "vllm")
         case "llama-fp8":  # transformers has no such module
             return way in {"hf", "state", "vllm"}
         case _:
