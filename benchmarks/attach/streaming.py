@@ -154,6 +154,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm"), help="tmpfs with twice the model's size")
     parser.add_argument("--out", type=Path, help=f"folder for {NAME}.json")
     options = parser.parse_args()
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="tonnage-streaming-") as folder:
         found = measure(options, Path(folder))
     print(table(found))

@@ -78,6 +78,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help=f"folder for {NAME}.json, .md and .svg")
     parser.add_argument("--faults", nargs="*", default=[], help='faults to run once each, or "all"; see faults.py')
     options = parser.parse_args()
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
     if os.geteuid():
         parser.error("network namespaces need root")
     with tempfile.TemporaryDirectory(prefix="tonnage-fleet-", dir="/dev/shm") as temporary:

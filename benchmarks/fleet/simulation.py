@@ -169,6 +169,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help=f"folder for {NAME}.json, .md and .svg")
     options = parser.parse_args()
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
     cases = [(gigabits, way) for gigabits in sorted(options.links, reverse=True) for way in options.ways]
     with ProcessPoolExecutor() as pool:
         rows = list(pool.map(functools.partial(simulate, options), cases))

@@ -331,6 +331,8 @@ def main() -> None:
     parser.add_argument("--report-seconds", type=float, default=60, help="seconds of reports of loaders; 0: none")
     parser.add_argument("--out", type=Path, help="folder for the file operator-scale.json")
     options = parser.parse_args()
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
     if options.recorded and options.out:
         parser.error("the page shows loads: leave out --recorded or --out")
     result = run(options)

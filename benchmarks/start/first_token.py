@@ -335,6 +335,8 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="start vLLM with --enforce-eager, without torch.compile")
     parser.add_argument("--out", type=Path, help=f"folder for {charts.FIRST_TOKEN}.md, its JSON file and the charts")
     options = parser.parse_args()
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
     ensure_prerequisites()
     python = engine_python()
     flags = ["--enforce-eager"] if options.eager else []

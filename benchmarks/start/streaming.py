@@ -97,6 +97,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="pods of each way")
     parser.add_argument("--out", type=Path, help=f"folder for {CHART}.json and {CHART}.svg")
     options = parser.parse_args()
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
     ensure_prerequisites()
     with (
         tempfile.TemporaryDirectory() as folder,
