@@ -65,13 +65,22 @@ class AccessService:
     Args:
         settings: The server's settings.
         clock: Returns the Unix time.
+        monotonic: Returns the seconds since any moment, whatever happens to the other clock.
     """
 
-    def __init__(self, settings: PeerSettings, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        settings: PeerSettings,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
         self._clock = clock
+        self._monotonic = monotonic
         self._lock = threading.Lock()
-        self._proven: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._proven: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
+        """When each caller has proven its access to an entry, by both clocks."""
 
     def authorize(self, token: str, entry: str) -> int:
         """Returns the HTTP status of a request for an entry: 204 with a valid pass for it, else 401 or 403."""
@@ -107,15 +116,21 @@ class AccessService:
         return Verdict(200, AccessAnswer(token=sign_grant(token, Purpose.PASS, keys[0]), expires=token.expires))
 
     def _remembered(self, grant: Grant) -> float | None:
-        """Returns when the caller proved its access to the entry, unless that is too long ago."""
+        """Returns when the caller proved its access to the entry, unless that is too long ago.
+
+        It is the time as the clock is now: it may have been set since.
+        """
         with self._lock:
             proven = self._proven.get((grant.caller, grant.path))
-        return proven if proven is not None and proven + GRANT_SECONDS > self._clock() else None
+        if proven is None or proven[1] + GRANT_SECONDS <= self._monotonic():
+            return None
+        moved = (self._clock() - proven[0]) - (self._monotonic() - proven[1])
+        return proven[0] if abs(moved) < 1.0 else proven[0] + moved
 
     def _remember(self, grant: Grant) -> float:
         now = self._clock()
         with self._lock:
-            self._proven[grant.caller, grant.path] = now
+            self._proven[grant.caller, grant.path] = now, self._monotonic()
             self._proven.move_to_end((grant.caller, grant.path))
             while len(self._proven) > MAX_REMEMBERED:
                 self._proven.popitem(last=False)

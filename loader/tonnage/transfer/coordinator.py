@@ -417,6 +417,10 @@ class _Transfer:
         elif failure.retry is Retry.NEVER:
             raise self._error(failure)
         else:
+            start = max(message.end, part.start)
+            if self._peers is not None and self._peers.queue.give_back(part, start, now=time.monotonic()):
+                self._result.retries += 1
+                return
             waits = failure.throttled and time.monotonic() - self._received_at < THROTTLED_SECONDS
             if attempt > MAX_ATTEMPTS and not waits:
                 raise self._error(failure, attempts=attempt)

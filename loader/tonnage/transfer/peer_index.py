@@ -170,6 +170,36 @@ def follows(before: Unit, unit: Unit) -> bool:
     return (before.segment, before.end) == (unit.segment, unit.start)
 
 
+def with_short_around(units: Sequence[Unit], number: int, *, short: int, wanted: int) -> tuple[int, int]:
+    """Returns the first and the last of the units that one request is to have with a unit: short ones next to it.
+
+    Args:
+        units: All units.
+        number: The unit. If it is short itself, those that follow come, too.
+        short: The short units.
+        wanted: Those that are to be fetched.
+    """
+
+    def last_of(step: int) -> int:
+        at, size = number, 0
+        while 0 <= (other := at + step) < len(units) and (short & wanted) >> other & 1:
+            size += units[other].size
+            if size >= SMALL_BYTES or not follows(*sorted((units[at], units[other]))):
+                break
+            at = other
+        return at
+
+    return last_of(-1), last_of(1) if short >> number & 1 else number
+
+
+def first_from(candidates: int, start: int) -> int:
+    """Returns the first candidate from a place on, and from the beginning after the end."""
+    later = candidates >> start
+    if later:
+        return start + (later & -later).bit_length() - 1
+    return (candidates & -candidates).bit_length() - 1
+
+
 def _points(extents: Sequence[Extent], units: Sequence[Unit]) -> list[int]:
     """Returns a point of the ring for each extent: in the order of their seeds, as far apart as they are large."""
     sizes = [sum(units[number].size for number in bits_of(extent.units)) for extent in extents]

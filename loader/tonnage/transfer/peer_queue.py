@@ -18,12 +18,13 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from tonnage.contract.peers import AWAIT_HEADERS, READ_HEADERS
 from tonnage.transfer.part_queue import Delayed, Part
-from tonnage.transfer.peer_index import bits_of, follows
+from tonnage.transfer.peer_index import bits_of, first_from, follows, with_short_around
 from tonnage.transfer.peer_ledger import slots_per_peer
 from tonnage.transfer.peer_units import SMALL_BYTES
 from tonnage.transfer.source_turns import SourceTurns
@@ -278,6 +279,33 @@ class PeerQueue:
         if tries >= MAX_TRIES:
             self._for_peers &= ~(1 << part.unit)
 
+    def give_back(self, part: Part, start: int, *, now: float) -> bool:
+        """Takes back what the source did not send of a part, if peers have all of it: they are asked then.
+
+        Args:
+            part: The part.
+            start: First byte that has not arrived.
+            now: Current time.
+
+        Returns:
+            Whether it was taken back; if not, it is for the source alone.
+        """
+        peers_have = self._elsewhere(now)[0] & self._for_peers
+        found: dict[int, Unit] = {}
+        number = bisect_right(self._units, (part.segment, start), key=lambda unit: (unit.segment, unit.end))
+        while start < part.end:
+            unit = self._units[number]
+            if not peers_have >> number & 1 or unit.segment != part.segment:
+                return False
+            found[number] = unit._replace(start=start, offset=unit.offset + start - unit.start)
+            start = unit.end
+            number += 1
+        for number, unit in found.items():
+            self._units[number] = unit
+            self._wanted |= 1 << number
+            self.remaining += unit.size
+        return True
+
     # -- choice
 
     def _take_small(self, now: float) -> Part | None:
@@ -291,7 +319,7 @@ class PeerQueue:
             return None
         if not reads and (self._awaits_headers(now) or not (self._named or self._known)):
             return None
-        part = self._source_part(_first_from(found & self._headers or found, self._cursor), now)
+        part = self._source_part(first_from(found & self._headers or found, self._cursor), now)
         self._small_in_flight.add((part.segment, part.start))
         return part
 
@@ -348,8 +376,8 @@ class PeerQueue:
         for count, more in enumerate((*self._at_least[1:], 0), start=1):
             rare = candidates & ~more
             if rare:
-                return count, _first_from(rare, start)
-        return 0, _first_from(candidates, 0)
+                return count, first_from(rare, start)
+        return 0, first_from(candidates, 0)
 
     def _take_from_source(self, slots: int, now: float) -> Part | None:
         have, pending, sharing = self._elsewhere(now)
@@ -370,7 +398,7 @@ class PeerQueue:
         if not wanted or not self._may_overlap(limit, now):
             return None
         allowed = wanted & ~have or wanted
-        return self._source_part(_first_from(allowed, self._random.randrange(len(self._units))), now)
+        return self._source_part(first_from(allowed, self._random.randrange(len(self._units))), now)
 
     def _shares_with_unknown(self, now: float) -> bool:
         """Returns whether more nodes load than this one knows. A node that finds no peer at all is alone."""
@@ -387,7 +415,7 @@ class PeerQueue:
         if allowed:
             if not self._extent & allowed:
                 self._extent = self._turns.next_extent(allowed)
-            return self._source_part(_first_from(self._extent & allowed, 0), now)
+            return self._source_part(first_from(self._extent & allowed, 0), now)
         self._extent = 0
         receives = self._ledger.asks and now < self._answered + ANSWER_SECONDS
         waits = not receives and not self._source_in_flight and bool(wanted & self._turns.late)
@@ -397,8 +425,9 @@ class PeerQueue:
 
     def _next_of_source(self, allowed: int) -> int:
         if not self._named and not self._known:
-            number = _first_from(allowed, self._cursor)
-            while allowed >> (number + 1) & 1 and self._is_next_to_short(number + 1, number):
+            number = first_from(allowed, self._cursor)
+            short = self._index.small | self._index.between
+            while short >> number & 1 and allowed >> (number + 1) & 1 and follows(*self._units[number : number + 2]):
                 number += 1  # a header comes with what follows it
             self._cursor = number + 1
             return number
@@ -407,7 +436,7 @@ class PeerQueue:
                 self._order = self._index.source_order(self._node, self._named | self._known.keys())
             self._order = [extent for extent in self._order if extent.units & self._wanted]
             self._extent = next((extent.units for extent in self._order if extent.units & allowed), 0)
-        return _first_from(self._extent & allowed or allowed, 0)
+        return first_from(self._extent & allowed or allowed, 0)
 
     def _may_overlap(self, slots: int, now: float) -> bool:
         """Returns whether the source is asked for what peers have or fetch. It has so many connections."""
@@ -428,28 +457,11 @@ class PeerQueue:
 
     def _source_part(self, number: int, now: float) -> Part:
         """Returns a unit as a part for the source, with the short ones around it: a header alone is a whole request."""
-        first = last = number
-        size = 0
-        while self._is_next_to_short(first, first - 1) and (size := size + self._units[first - 1].size) < SMALL_BYTES:
-            first -= 1
-        if self._is_short(number):
-            size += self._units[number].size
-            while self._is_next_to_short(last, last + 1) and (size := size + self._units[last + 1].size) < SMALL_BYTES:
-                last += 1
+        short = self._index.small | self._index.between
+        first, last = with_short_around(self._units, number, short=short, wanted=self._wanted)
         units = [self._claim(each) for each in range(first, last + 1)]
         self._in_flight[units[0].segment, units[0].start] = number, now
         return Part(units[0].segment, units[0].start, units[-1].end)
-
-    def _is_short(self, number: int) -> bool:
-        return bool((self._index.small | self._index.between) >> number & 1)
-
-    def _is_next_to_short(self, number: int, other: int) -> bool:
-        """Returns whether another unit is short, is to be fetched too, and is next to a unit: one request has both."""
-        if min(number, other) < 0 or max(number, other) >= len(self._units):
-            return False
-        if not self._is_short(other) or not self._wanted >> other & 1:
-            return False
-        return follows(*sorted((self._units[number], self._units[other])))
 
     def _elsewhere(self, now: float) -> tuple[int, int, int]:
         """Returns the units that peers have, those that they are fetching, and how many peers share the source.
@@ -485,11 +497,3 @@ class PeerQueue:
             self._any_pending |= known.pending
         self._at_least = at_least
         self._any_have = at_least[0] if at_least else 0
-
-
-def _first_from(candidates: int, start: int) -> int:
-    """Returns the first candidate from a place on, and from the beginning after the end."""
-    later = candidates >> start
-    if later:
-        return start + (later & -later).bit_length() - 1
-    return (candidates & -candidates).bit_length() - 1

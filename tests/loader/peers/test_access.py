@@ -16,7 +16,7 @@ from support.cache_entries import ENTRY_NAME
 from support.peer_fleet import CALLER, SERVER_NAME, Fleet, Node, source_of
 from support.s3_server import NO_PERMISSIONS, READER, S3Identity, SeaweedS3
 from tonnage.contract.peers import Purpose, new_grant, sign_grant
-from tonnage.peer_server.access import AccessService
+from tonnage.peer_server.access import AccessService, ProofResult
 from tonnage.peer_server.settings import PeerSettings
 from tonnage.source.sigv4 import Credentials, presigned_url
 
@@ -262,6 +262,38 @@ def test_a_proof_counts_for_ten_minutes_for_this_caller_alone(peer: Peer) -> Non
     assert again.json["expires"] == first.json["expires"]
     other = peer.fleet.sign(key=peer.key, caller="another-object/default")
     assert peer.access(ticket=other).status == 503
+
+
+@pytest.mark.parametrize("jump", [-5 * 3600.0, -700.0, 700.0, 5 * 3600.0])
+def test_a_proof_counts_for_ten_minutes_though_the_clock_is_set_meanwhile(
+    peer: Peer, jump: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepted = ProofResult(accepted=True, reached=True)
+    monkeypatch.setattr("tonnage.peer_server.access.send_proof", lambda *_, **__: accepted)
+    media = {medium: path for medium, path in peer.node.media.items() if medium == "memory"}
+    settings = PeerSettings(media=media, secrets=peer.fleet.secrets, run_dir=peer.fleet.folder, local_stores=True)
+    passed = moved = 0.0
+    service = AccessService(
+        settings, clock=lambda: time.time() + passed + moved, monotonic=lambda: time.monotonic() + passed
+    )
+
+    def ask(*proofs: str) -> tuple[int, float]:
+        grant = new_grant(medium="memory", key=peer.key, caller=peer.caller, now=time.time() + passed + moved)
+        ticket = sign_grant(grant, Purpose.TICKET, settings.ticket_keys()[0])
+        verdict = service.give_pass(ticket, json.dumps({"proofs": proofs}).encode())
+        if verdict.status == 200:
+            assert service.authorize(verdict.answer.token, f"memory/{peer.key}") == 204
+        return verdict.status, verdict.answer.expires - (time.time() + passed + moved)
+
+    assert ask(peer.proof())[0] == 200
+    passed, moved = 300.0, jump
+    status, left = ask()
+    assert status == 200
+    assert left == pytest.approx(300, abs=3)
+    passed = 610.0
+    assert ask()[0] == 503
+    passed, moved = 5 * 3600.0, 0.0
+    assert ask()[0] == 503, "also when the clock shows the time of the proof again"
 
 
 def test_a_store_that_is_down_is_no_refusal_for_who_has_proven_its_access(peer: Peer) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from support.models import CONFIG, assert_tensors_equal, load_safetensors_dir, make_tensors, to_tensors_file
 from support.peer_fleet import Fleet, Node, finish, source_of
+from support.ports import free_ports
 from support.stalling_proxy import StallingProxy
 from tonnage.contract import Limits
 from tonnage.contract.peers import Peer, PeersAnswer
@@ -254,6 +255,51 @@ def test_nodes_that_load_at_the_same_time_exchange_what_they_have(scene: Scene, 
     for report in reports:
         assert (report["outcome"], report["dropped_peers"]) == ("loaded", []), report
     assert sum(report["peer_bytes"] for report in reports) > 1 << 20, reports
+
+
+def test_a_peer_whose_entry_is_evicted_and_replaced_while_it_serves_costs_nothing_but_its_bytes(scene: Scene) -> None:
+    other = scene.fleet.add("other", serve=False)
+    put_another_entry(scene, other)
+    scene.fleet.hidden.add("other")
+    scene.fleet.serve(scene.holder, *SLOW)
+    entry = scene.holder.media["memory"] / scene.first["entry"]
+
+    def replace() -> None:
+        shutil.rmtree(entry)
+        shutil.copytree(other.media["memory"] / scene.first["entry"], entry)
+
+    scene.load_with(replace)
+
+
+def test_a_peer_that_comes_back_at_another_address_is_asked_there(scene: Scene) -> None:
+    scene.fleet.serve(scene.holder, *SLOW)
+
+    def move() -> None:
+        scene.fleet.stop(scene.holder, kill=True)
+        scene.holder.port = free_ports(1)[0]
+        scene.fleet.serve(scene.holder)
+
+    assert scene.load_with(move)["dropped_peers"] == []
+
+
+def test_of_ten_thousand_peers_that_are_all_dead_none_holds_the_load(scene: Scene) -> None:
+    scene.fleet.hidden.add("holder")
+    scene.fleet.extra_peers = [Peer(node=f"dead-{number}", address="127.0.0.1:1") for number in range(10_000)]
+    began = time.monotonic()
+    assert scene.load()["peer_bytes"] == 0
+    assert time.monotonic() - began < 30
+
+
+def test_a_controller_that_begins_again_without_keys_takes_no_peer_away(scene: Scene) -> None:
+    scene.fleet.serve(scene.holder)
+    scene.fleet.interval = 0.1
+    scene.plan = msgspec.structs.replace(scene.plan, limits=Limits(workers=1, part_size=128 << 10, bandwidth=2 << 20))
+
+    def begin_again() -> None:
+        scene.fleet.controller.answer_peers = lambda _: PeersAnswer(interval=0.1)
+
+    report = scene.load_with(begin_again)
+    assert report["peer_bytes"] > 4_500_000, report
 
 
 def test_a_peer_without_the_access_service_of_this_release_is_not_used(scene: Scene) -> None:

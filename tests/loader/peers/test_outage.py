@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
 from support.models import assert_tensors_equal, load_safetensors_dir
-from support.peer_fleet import source_of
+from support.peer_fleet import finish, source_of
 from support.ports import free_ports
 from support.stalling_proxy import StallingProxy
 
@@ -39,6 +41,29 @@ def test_while_the_bucket_is_down_a_load_succeeds_if_its_caller_has_proven_acces
     assert three["outcome"] == "loaded", three
     assert three["peer_bytes"] == three["downloaded_bytes"] > 0
     assert_tensors_equal(load_safetensors_dir(fleet.model_folder(third, three)), tensors)
+
+
+def test_a_bucket_that_goes_down_in_the_middle_of_a_load_is_not_missed_while_peers_have_everything(
+    fleet: Fleet, s3: SeaweedS3, bucket: str, tensors: dict[str, torch.Tensor]
+) -> None:
+    first, second = fleet.add("node-a", serve=False), fleet.add("node-b", serve=False)
+    with contextlib.ExitStack() as store:
+        endpoint = f"http://{store.enter_context(StallingProxy(f'127.0.0.1:{s3.port}')).address}"
+        environment = {**s3.environment(), "AWS_ENDPOINT_URL_S3": endpoint}
+        plan = fleet.plan(source_of(bucket, endpoint))
+        one = fleet.load(first, plan, environment)
+        fleet.headers_digest = one["headers_digest"]
+        fleet.serve(first, "--rate", "600000")
+        with fleet.loading(second, plan, environment) as process:
+            folder = second.media["memory"] / one["entry"] / ".tonnage" / "partial"
+            deadline = time.monotonic() + 30
+            while not any(path.stat().st_size > 400 for path in folder.glob("*/journal")):
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            store.close()
+            two = finish(process)
+    assert two["outcome"] == "loaded", two
+    assert_tensors_equal(load_safetensors_dir(fleet.model_folder(second, two)), tensors)
 
 
 def test_a_caller_that_has_proven_nothing_is_refused_with_a_sentence_why(

@@ -206,6 +206,24 @@ def test_nothing_is_left_of_a_unit_that_a_peer_has_sent_and_failed_after() -> No
     assert not any(load.bits(each) & load.bits(part) for each in again)
 
 
+@given(st.integers(1, 4 * TENSOR), st.booleans())
+def test_what_the_source_fails_to_send_comes_from_peers_that_have_all_of_it(received: int, has: bool) -> None:
+    load = Load(tensors=4)
+    part = load.take(slots=1)[0]  # a header and the beginning of a tensor
+    holding = Holding(load.index.for_peers if has else 0)
+    load.queue.update({"node-b": holding}, ["node-b"], now=0.0)
+    start = min(part.start + received, part.end - 1)
+    load.queue.finished(part, end=start, now=0.0)
+    before = load.queue.remaining
+    given_back = load.queue.give_back(part, start, now=0.0)
+    header = 200 if load.bits(part) & load.index.small else 0
+    assert given_back == (has and start - part.start >= header), "a header is for the source alone"
+    assert load.queue.remaining - before == (part.end - start if given_back else 0)
+    if given_back:
+        parts = [each for step in range(9) for each in load.take(step * 100.0)]
+        assert sum(max(0, min(each.end, part.end) - max(each.start, start)) for each in parts) == part.end - start
+
+
 def test_while_peers_answer_the_source_is_not_asked_for_what_they_have() -> None:
     load = Load(tensors=200)
     load.queue.update({"node-b": Holding(load.index.for_peers)}, ["node-b"], now=0.0)

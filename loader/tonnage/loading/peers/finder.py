@@ -331,6 +331,8 @@ class PeerFinder:
             self._update()
 
     def _take(self, answer: PeersAnswer) -> None:
+        if self._ticket and not answer.ticket:
+            return  # the controller has begun again, and has no keys yet: its answer before counts
         self.expected_headers = answer.headers_digest or self.expected_headers
         self._task = answer.headers
         self._peers = tuple(peer for peer in answer.peers if not self.node or peer.node != self.node)
