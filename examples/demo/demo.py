@@ -105,13 +105,17 @@ class TonnageCli:
         return whole
 
     def _run(self, command: str, *arguments: str) -> str:
+        """Runs a command and returns its output. In a log, lines of progress are left out."""
         done = subprocess.run(
             [self._program, *self._arguments(command, *arguments)],
             env=self._environment,
             stdout=subprocess.PIPE,
+            stderr=None if sys.stderr.isatty() else subprocess.PIPE,
             text=True,
             check=False,
         )
+        errors = [line for line in (done.stderr or "").splitlines(keepends=True) if '"kind":"progress"' not in line]
+        sys.stderr.writelines(errors)
         if done.returncode:
             raise DemoFailed(f"`tonnage {command}` exited with {done.returncode}.\n{done.stdout}")
         return done.stdout
