@@ -89,7 +89,7 @@ def test_each_status_has_its_reason(status: int, code: str, reason: Reason, retr
         (404, "NoSuchKey", False),
     ],
 )
-def test_a_store_with_too_many_requests_is_not_taken_for_one_that_fails(status: int, code: str, *, throttled: bool) -> None:
+def test_a_store_with_too_many_requests_is_no_store_that_fails(status: int, code: str, *, throttled: bool) -> None:
     assert classify_status(status, code).throttled is throttled
 
 
