@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engines_support.engine_client import Request
+from engines_support.engine_client import Request, start_engines
 from engines_support.engine_matrix import (
     ADAPTER,
     OTHER_FLAGS,
@@ -75,7 +76,7 @@ def results(answers: dict[Case, dict[str, Any]], expected: dict[tuple[str, int],
 
 
 @pytest.fixture(scope="session")
-def others(engines: Engines, models: Path, load: Load) -> list[Other]:
+def others(engines: Engines, models: Path, load: Load, tmp_path_factory: pytest.TempPathFactory) -> list[Other]:
     """The other engines: what each read, and how it compares with the original."""
     base, adapter = str(models / "llama/hf"), str(models / "lora/hf")
     tied = str(models / "qwen2/hf")
@@ -135,10 +136,18 @@ def others(engines: Engines, models: Path, load: Load) -> list[Other]:
             )
         ),
     ]
-    answers = engines.ask_all([Request(operation, each) for _, _, operation, *both in pairs for each in both])
+    # Many pairs have the same original, which is asked for once.
+    requests = {
+        json.dumps([operation, each]): Request(operation, each) for _, _, operation, *both in pairs for each in both
+    }
+    answers: dict[str, dict[str, Any]] = {}
+    with start_engines(tmp_path_factory.mktemp("sglang"), "sglang") as sglang_engines:
+        for asked, of_sglang in ((engines, False), (sglang_engines, True)):
+            chosen = {key: each for key, each in requests.items() if (each.operation == "sglang_state") == of_sglang}
+            answers |= dict(zip(chosen, asked.ask_all([*chosen.values()]), strict=True))
     found = []
-    for number, (engine, what, *_) in enumerate(pairs):
-        original, ours = answers[2 * number : 2 * number + 2]
+    for engine, what, operation, *both in pairs:
+        original, ours = (answers[json.dumps([operation, each])] for each in both)
         assert "error" not in original, original
         found.append((engine, what, _compare_any(ours, original), ours.get("message", "")))
     return found

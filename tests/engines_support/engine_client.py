@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 AT_A_TIME = 2
 """Number of engines at the same time; one needs 1.5 GB of memory."""
 _SCRIPT = ROOT / "hack/env/engines.sh"
+_SERVER = ROOT / "tests/engines_support/engine_server.py"
 
 
 @functools.cache
@@ -102,8 +103,11 @@ class Engines:
 
 
 @contextlib.contextmanager
-def start_engines(folder: Path) -> Iterator[Engines]:
-    """Starts the process, with this clone's plugin on its path as in a pod: the package and its metadata."""
+def start_engines(folder: Path, engine: str = "vllm") -> Iterator[Engines]:
+    """Starts the process, with this clone's plugin on its path as in a pod: the package and its metadata.
+
+    ``engine`` is ``sglang`` for requests to SGLang, and ``vllm`` for all others.
+    """
     python = find_python()
     plugin = folder / "plugin"
     copy_plugin(plugin)
@@ -117,7 +121,7 @@ def start_engines(folder: Path) -> Iterator[Engines]:
     }
     with (logs / "server.log").open("wb") as log, os.fdopen(read) as answers:
         process = subprocess.Popen(
-            [*private_shared_memory(), python, str(ROOT / "tests/engines_support/engine_server.py"), str(write)],
+            [*private_shared_memory(), python, str(_SERVER), str(write), engine],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -1,7 +1,7 @@
 """Runs real engines: imports vLLM once, and forks a process for each request, so that a request takes seconds.
 
 It runs with the Python of hack/env/engines.sh. Requests are lines of JSON on standard input, answers are lines of JSON
-on the descriptor that is its first argument.
+on the descriptor that is its first argument; the second is the engine that it imports: vllm or sglang.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any, NoReturn
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -52,6 +51,18 @@ MODULES = (
     "vllm.v1.worker.cpu_worker",
 )
 """Imported once, before processes are forked."""
+SGLANG_MODULES = (
+    "sglang.srt.configs.device_config",
+    "sglang.srt.configs.load_config",
+    "sglang.srt.configs.model_config",
+    "sglang.srt.distributed",
+    "sglang.srt.model_loader.loader",
+    "sglang.srt.models.registry",
+    "sglang.srt.plugins",
+    "sglang.srt.runtime_context",
+    "sglang.srt.server_args",
+)
+"""Imported in place of vLLM's in the process that runs SGLang, which takes ten times as long as a request."""
 _KEPT: list[object] = []
 """Keeps engines, whose shutdown would take longer than their start: the process is killed."""
 ENGINES = ("vllm", "transformers", "peft", "diffusers", "sglang", "torch", "tensorizer")
@@ -64,12 +75,12 @@ def main() -> None:
     and is answered. The first answer has the versions of all engines.
     """
     answers = os.fdopen(int(sys.argv[1]), "w")
-    for module in MODULES:
-        importlib.import_module(module)
-    registry = importlib.import_module("vllm.model_executor.models.registry")
-    registry._run_in_subprocess = lambda function: function()  # else a new interpreter imports vLLM for each model
-    _stand_in_for_fp8_kernel()
-    _replace_triton_kernels()
+    if sys.argv[2] == "sglang":
+        sys.meta_path.insert(0, _KernelFinder())
+        for module in SGLANG_MODULES:
+            importlib.import_module(module)
+    else:
+        _import_vllm()
     gc.collect()
     gc.freeze()  # else the first collection in each forked process copies all pages
     print(json.dumps({name: _version(name) for name in ENGINES}), file=answers, flush=True)
@@ -85,6 +96,15 @@ def main() -> None:
         if not pid:
             _run(request, log)
         running[request["number"]] = (pid, log)
+
+
+def _import_vllm() -> None:
+    for module in MODULES:
+        importlib.import_module(module)
+    registry = importlib.import_module("vllm.model_executor.models.registry")
+    registry._run_in_subprocess = lambda function: function()  # else a new interpreter imports vLLM for each model
+    _stand_in_for_fp8_kernel()
+    _replace_triton_kernels()
 
 
 def _stand_in_for_fp8_kernel() -> None:
@@ -361,14 +381,12 @@ def sglang_state(folder: str, load_format: str = "auto") -> dict[str, Any]:
     """Returns the state of SGLang's own model after SGLang's own loader filled it, each tensor as a hash.
 
     All is SGLang's: plugins, arguments, model, loader. Only its compiled kernels are replaced, by ones that can't be
-    called, so the model computes nothing.
+    called, so the model computes nothing. Only the process that imports SGLang runs it.
     """
     import hashlib
     import tempfile
 
     import torch
-
-    sys.meta_path.insert(0, _KernelFinder())
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
