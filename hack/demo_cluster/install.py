@@ -16,7 +16,7 @@ from local_cluster import errors
 from local_cluster.cluster import attach, start
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from e2e_support.images import Images
     from local_cluster.cluster import Cluster
@@ -55,7 +55,7 @@ def start_demo_cluster(folder: Path, work: Path, *, small: bool) -> None:
         print("Starting a one-node Kubernetes cluster and an S3 server …", flush=True)
         cluster = start(folder, keep=True)
     site = install(cluster, work, images)
-    upload_model(site, work / "model", "v1", PREFIX, small=small)
+    upload_models(site, work / "model", {"v1": PREFIX}, small=small)
     manifest = folder / "quickstart.yaml"
     manifest.write_text(quickstart(site, PREFIX))
     keys = folder / "s3-admin.env"
@@ -109,14 +109,17 @@ def install(cluster: Cluster, work: Path, images: Images) -> E2ECluster:
     return site
 
 
-def upload_model(site: E2ECluster, folder: Path, version: str, prefix: str, *, small: bool) -> int:
-    """Creates a model, uploads it, and returns its size in bytes."""
+def upload_models(site: E2ECluster, folder: Path, prefixes: Mapping[str, str], *, small: bool) -> dict[str, int]:
+    """Creates versions of a model, uploads each to its prefix, and returns their sizes in bytes."""
     script = Path(__file__).with_name("write_model.py")
-    command = [sys.executable, "-W", "ignore", str(script), str(folder), version]
+    command = [sys.executable, "-W", "ignore", str(script), str(folder), *prefixes]
     subprocess.run([*command, *(["--small"] if small else [])], check=True, stdout=subprocess.DEVNULL)
-    files = {path.name: path for path in sorted(folder.iterdir())}
-    site.upload(prefix, files)
-    return sum(path.stat().st_size for path in files.values())
+    sizes = {}
+    for version, prefix in prefixes.items():
+        files = {path.name: path for path in sorted((folder / version).iterdir())}
+        site.upload(prefix, files)
+        sizes[version] = sum(path.stat().st_size for path in files.values())
+    return sizes
 
 
 def _running_cluster(folder: Path) -> Cluster | None:

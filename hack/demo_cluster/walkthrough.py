@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from demo_cluster.install import upload_model
+from demo_cluster.install import upload_models
 from demo_cluster.manifests import NAMESPACE, deployment, model_weights
 from demo_cluster.step_printer import DemoFailed, StepPrinter, expect
 from e2e_support.e2e_cluster import BUCKET
@@ -51,8 +51,9 @@ class Walkthrough:
         self._clean_up(second)
 
     def _upload_models(self) -> None:
-        for version in ("v1", "v2"):
-            size = upload_model(self._site, self._folder / version, version, f"demo/{version}/", small=self._small)
+        prefixes = {version: f"demo/{version}/" for version in ("v1", "v2")}
+        sizes = upload_models(self._site, self._folder, prefixes, small=self._small)
+        for version, size in sizes.items():
             self._printer.print_details(f"s3://{BUCKET}/demo/{version}/: {size / 1e6:.0f} MB")
 
     def _prewarm(self) -> str:

@@ -1,4 +1,4 @@
-"""Writes one version of the demo's model: ``python -m demo_cluster.write_model FOLDER VERSION [--small]``."""
+"""Writes versions of the demo's model: ``python -m demo_cluster.write_model FOLDER VERSION… [--small]``."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def main() -> None:
     from model import make_model, make_tokenizer, save
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("version")
+    parser.add_argument("folder", type=Path, help="gets a folder for each version")
+    parser.add_argument("versions", nargs="+", metavar="version")
     parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
     model = make_model(small=arguments.small)
-    # Versions differ in one weight only.
-    next(model.parameters()).data[0, 0] = float(arguments.version.removeprefix("v"))
-    texts = [(ROOT / name).read_text() for name in ("README.md", "LICENSE")]
-    arguments.folder.parent.mkdir(parents=True, exist_ok=True)
-    save(model, make_tokenizer(texts), arguments.folder)
+    tokenizer = make_tokenizer((ROOT / name).read_text() for name in ("README.md", "LICENSE"))
+    for version in arguments.versions:
+        # Versions differ in one weight only.
+        next(model.parameters()).data[0, 0] = float(version.removeprefix("v"))
+        save(model, tokenizer, arguments.folder / version)
 
 
 if __name__ == "__main__":

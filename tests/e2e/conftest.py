@@ -41,6 +41,7 @@ MAX_PREPARED = 20
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the markers."""
     config.addinivalue_line("markers", "e2e: on a real node, with the real image and chart")
+    config.addinivalue_line("markers", "prepared: the namespace's first ``create_model()`` returns a resolved model")
     config.addinivalue_line("markers", "disturbs: kills or stops what other tests of the node need")
     config.addinivalue_line("markers", "all_options: with the chart's options that default to off")
     config.addinivalue_line("markers", "own_release: installs other values, or nothing")
@@ -138,7 +139,7 @@ def e2e(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def prepared_namespaces(e2e: E2ECluster, request: pytest.FixtureRequest) -> list[Namespace]:
     """Namespaces with a resolved model each, prepared together since each takes Kubernetes seconds."""
-    wanted = sum("namespace" in getattr(item, "fixturenames", ()) for item in request.session.items)
+    wanted = sum(_has(item, "prepared") for item in request.session.items)
     namespaces = [Namespace.create(e2e, f"{_PREFIX}-{next(_NUMBERS)}") for _ in range(min(wanted, MAX_PREPARED))]
     for namespace in namespaces:
         namespace.prepare_model()
@@ -167,7 +168,7 @@ def namespace(
     prepared_namespaces: list[Namespace], make_namespace: Callable[..., Namespace], request: pytest.FixtureRequest
 ) -> Namespace:
     """The test's namespace."""
-    if not prepared_namespaces:
+    if not prepared_namespaces or not _has(request.node, "prepared"):
         return make_namespace()
     request.node.namespaces.append(prepared_namespaces.pop())
     taken: Namespace = request.node.namespaces[-1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from e2e_support.pods import IDLE_SCRIPT, PYTHON, RESTRICTED_SECURITY_CONTEXT, Pod, server_pod
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
@@ -68,6 +70,7 @@ def wait_for_records(e2e: E2ECluster, predicate: Callable[[], bool]) -> None:
     e2e.api.wait_for("NodeCache", e2e.node, "", lambda _: predicate(), description="records of artifacts")
 
 
+@pytest.mark.prepared
 def test_a_second_pod_finds_what_the_first_compiled_until_the_model_is_deleted(
     namespace: Namespace, make_namespace: Callable[..., Namespace], e2e: E2ECluster
 ) -> None:

@@ -55,6 +55,7 @@ def test_a_killed_loader_resumes(namespace: Namespace, e2e: E2ECluster) -> None:
     assert report.downloaded_bytes < report.bytes
 
 
+@pytest.mark.prepared
 def test_a_killed_holder_is_restarted_without_effect_on_the_server(namespace: Namespace) -> None:
     namespace.create_model()
     pod = namespace.create_pod()
@@ -79,6 +80,7 @@ def restore_kubelet(e2e: E2ECluster) -> Iterator[None]:
     e2e.release.wait_ready("webhook")
 
 
+@pytest.mark.prepared
 @pytest.mark.disturbs
 @pytest.mark.usefixtures("restore_kubelet")
 def test_a_load_completes_without_kubelet_and_counts_when_it_is_back(namespace: Namespace, e2e: E2ECluster) -> None:
@@ -100,6 +102,7 @@ def test_a_load_completes_without_kubelet_and_counts_when_it_is_back(namespace: 
     assert serving.visible_files()
 
 
+@pytest.mark.prepared
 def test_a_pod_whose_shim_is_killed_is_restarted_and_attaches(namespace: Namespace, e2e: E2ECluster) -> None:
     namespace.create_model()
     pod = namespace.create_pod()
@@ -143,6 +146,7 @@ def restore_webhook(e2e: E2ECluster) -> Iterator[None]:
     e2e.release.scale("webhook", 2)
 
 
+@pytest.mark.prepared
 @pytest.mark.disturbs
 @pytest.mark.usefixtures("restore_webhook")
 def test_without_webhooks_annotated_pods_wait_and_others_start(namespace: Namespace, e2e: E2ECluster) -> None:

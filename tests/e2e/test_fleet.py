@@ -74,10 +74,13 @@ def _revisions(namespace: Namespace) -> list[str]:
 def test_a_node_takes_a_group_of_pods_when_it_is_warm_and_all_of_them_get_one_revision(
     namespace: Namespace, e2e: E2ECluster
 ) -> None:
+    # The gate opens a node for which it knows no model.
+    late = namespace.create_model(
+        "late", spec={"placement": GATE, "credentials": {"secretRef": {"name": "later"}}}, wait=False
+    )
+    late.wait_for_status(bool, description="known to the controller")
     e2e.api.patch("Node", e2e.node, "", {"spec": {"taints": [TAINT]}})
-    model = namespace.create_model("web", spec={"placement": GATE}, wait=False)
-    late = {"placement": GATE, "credentials": {"secretRef": {"name": "later"}}}
-    namespace.create_model("late", spec=late, prefix=model.prefix, wait=False)
+    model = namespace.create_model("web", spec={"placement": GATE}, prefix=late.prefix, wait=False)
     model.wait_for_condition("Warm")  # its Jobs tolerate the taint
     first = model.revision
     namespace.create_deployment("web", model="web", replicas=2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from e2e_support import processes
 from e2e_support.e2e_cluster import MEDIA
 from e2e_support.pods import Pod
@@ -48,6 +50,7 @@ def evict(namespace: Namespace, model: Model, name: str) -> tuple[int, str]:
     return code, pod.logs("rm")
 
 
+@pytest.mark.prepared
 def test_an_eviction_keeps_the_entry_of_a_running_pod(namespace: Namespace) -> None:
     model = namespace.create_model()
     pod = namespace.create_pod()
@@ -73,6 +76,7 @@ def test_an_eviction_keeps_the_entry_of_a_running_pod(namespace: Namespace) -> N
     assert model.entry_path().is_dir(), "pods may have the folder mounted"
 
 
+@pytest.mark.prepared
 def test_a_deleted_object_keeps_the_entry_for_running_pods(namespace: Namespace, e2e: E2ECluster) -> None:
     model = namespace.create_model()
     pod = namespace.create_pod()
@@ -93,6 +97,7 @@ def test_a_deleted_object_keeps_the_entry_for_running_pods(namespace: Namespace,
     assert not list(entry.glob("model/*"))
 
 
+@pytest.mark.prepared
 def test_the_init_container_form_exits_before_the_server_starts(namespace: Namespace) -> None:
     model = namespace.create_model()
     pod = namespace.create_pod(annotations={names.FORM: "Init"})

@@ -105,6 +105,7 @@ def test_a_server_can_read_but_not_write_its_model(serving_pod: Pod) -> None:
     assert ".tonnage" not in serving_pod.exec("ls", "-a", "/models/llama").split()
 
 
+@pytest.mark.prepared
 def test_another_namespace_gets_a_model_only_if_access_allows_it(
     namespace: Namespace, make_namespace: Callable[..., Namespace]
 ) -> None:
@@ -121,6 +122,7 @@ def test_another_namespace_gets_a_model_only_if_access_allows_it(
         stranger.create_pod(model="llama")
 
 
+@pytest.mark.prepared
 def test_a_pod_of_another_namespace_reads_the_bucket_with_its_own_credentials(
     namespace: Namespace, make_namespace: Callable[..., Namespace], e2e: E2ECluster
 ) -> None:

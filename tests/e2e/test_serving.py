@@ -30,7 +30,7 @@ def test_the_first_pod_loads_and_later_ones_attach(namespace: Namespace, e2e: E2
     assert "complete: model" in first.logs()
     assert body["metadata"]["annotations"][names.REVISION] == f"large={model.revision}"
 
-    for _ in range(3):
+    for _ in range(2):
         later = namespace.create_pod(model="large")
         later.wait_ready()
         assert later.last_report().outcome is Outcome.HIT
@@ -40,21 +40,22 @@ def test_the_first_pod_loads_and_later_ones_attach(namespace: Namespace, e2e: E2
         "NodeCache", e2e.node, "", lambda _: (found := model.nodecache_entry()) and found["state"] == "Ready"
     )
     assert entry["status"]["bootID"]
-    model.wait_for_status(lambda status: status["consumers"]["pods"] == 4, description="four consumers")
+    model.wait_for_status(lambda status: status["consumers"]["pods"] == 3, description="three consumers")
     on_node = model.nodecache_entry()
     assert on_node
     assert on_node["models"] == [f"{namespace.name}/large"]
     assert on_node["bytes"] == pytest.approx(report.bytes, rel=0.01)
 
 
-def test_ten_pods_at_once_share_one_download(namespace: Namespace, e2e: E2ECluster) -> None:
+@pytest.mark.prepared
+def test_five_pods_at_once_share_one_download(namespace: Namespace, e2e: E2ECluster) -> None:
     model = namespace.create_model()
-    with ThreadPoolExecutor(10) as pool:
-        pods = list(pool.map(lambda _: namespace.create_pod(), range(10)))
+    with ThreadPoolExecutor(5) as pool:
+        pods = list(pool.map(lambda _: namespace.create_pod(), range(5)))
     for pod in pods:
         pod.wait_ready(timeout=150)
     reports = [pod.last_report() for pod in pods]
-    assert Counter(report.outcome for report in reports) == {Outcome.LOADED: 1, Outcome.HIT: 9}
+    assert Counter(report.outcome for report in reports) == {Outcome.LOADED: 1, Outcome.HIT: 4}
     (size,) = {path.stat().st_size for name, path in e2e.model_files.small.items() if name == "model.tensors"}
     # Besides the tensors, once each, there are requests for the index and for the state of objects.
     assert size * 0.9 < e2e.storage.bytes_served(e2e.bucket, f"{model.prefix}model.tensors") < size * 1.1
@@ -77,6 +78,7 @@ def test_a_prewarmed_node_is_warm_before_the_first_pod(namespace: Namespace, e2e
     assert 0 < media["Memory"]["freeBytes"] < media["Memory"]["capacityBytes"]
 
 
+@pytest.mark.prepared
 def test_two_models_are_mounted_by_alias(namespace: Namespace, e2e: E2ECluster) -> None:
     """One has a prefix that Kubernetes would change if it were a reference to a variable."""
     prefix = f"{namespace.name}/$$/$(KUBERNETES_SERVICE_HOST)/"

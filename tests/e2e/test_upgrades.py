@@ -50,6 +50,7 @@ class DryRunPodCreator(BackgroundThread):
                 self.rejections.append(str(error))
 
 
+@pytest.mark.prepared
 @pytest.mark.own_release
 def test_an_upgrade_disturbs_no_pod_and_rejects_none(
     namespace: Namespace, e2e: E2ECluster, previous_chart: Path
@@ -86,6 +87,7 @@ def test_helm_test_passes(e2e: E2ECluster) -> None:
     assert "Phase:          Succeeded" in e2e.release.run_tests()
 
 
+@pytest.mark.prepared
 @pytest.mark.own_release
 def test_an_uninstall_keeps_or_wipes_objects_and_entries_by_its_policy(
     namespace: Namespace, prepared_namespaces: list[Namespace], e2e: E2ECluster

@@ -204,7 +204,14 @@ class Namespace:
         return self.e2e.api.list("Pod", self.name, **query)
 
     def delete(self) -> None:
-        """Deletes the namespace without waiting; its pods have a grace period of 2 seconds."""
+        """Deletes the namespace without waiting; its pods have a grace period of 2 seconds.
+
+        What it has in the node's cache stays there until the cluster ends, so that no Jobs run to evict it.
+        """
         for pod in self.list_pods():
             self.e2e.api.delete("Pod", pod["metadata"]["name"], self.name, grace_period=2)
+        for model in self.e2e.api.list("ModelWeights", self.name):
+            if "deletionTimestamp" not in model["metadata"]:
+                keep = {"spec": {"cache": {"retention": "Evictable"}}}
+                self.e2e.api.patch("ModelWeights", model["metadata"]["name"], self.name, keep)
         self.e2e.api.delete("Namespace", self.name)
