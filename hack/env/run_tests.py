@@ -1,7 +1,8 @@
-"""Runs all tests, in two pytest processes more than there are cores, since many tests wait more than they compute.
+"""Runs all tests, in three pytest processes more than there are cores, since many tests wait more than they compute.
 
-The processes take groups of folders and files, the longest first. Tests of pods wait most, so all others yield to them.
-The last lines have a table of the groups and the number of tests.
+The processes take groups of folders and files: first those that wait most, at last small ones, so that no core is idle.
+All others yield to tests of pods, which wait for the kubelet. The last lines have a table of the groups, for how long
+cores were idle, and the number of tests.
 """
 
 from __future__ import annotations
@@ -28,15 +29,20 @@ GROUPS = {
         f"e2e/test_{name}.py" for name in ("consumers", "in_use", "permissions", "restricted", "serving", "streaming")
     ],
     "control-plane": ["controller/live"],
-    "loading": ["loader/loading", "loader/cache", "loader/peers"],
-    "engines": ["engines", "attach"],
-    "other": [],
+    "peers": ["loader/peers"],
+    "engines": ["engines"],
+    "loading": ["loader/loading", "loader/cache"],
     "chart": ["chart"],
+    "repository": ["test_repository.py", "images", "local_cluster"],
     "loader": ["loader/cli", "loader/source", "loader/serialize"],
+    "other": [],
+    "attach": ["attach"],
 }
-"""Folders and files by group, the longest group first. Tests of a group share a node, a control plane or engines, and
-"pods" uses the node of "node" (see ``e2e_support.shared_cluster``). A file is in the group that names it, or in that of
-its innermost folder; "other" has all that are in no other group."""
+"""Folders and files by group, in the order in which they are started. Tests of a group share a node, a control plane or
+engines, and "pods" uses the node of "node" (see ``e2e_support.shared_cluster``). A file is in the group that names it,
+or in that of its innermost folder; "other" has all that are in no other group."""
+MORE_PROCESSES = 3
+"""How many groups more than there are cores run beside each other: those of pods and of peers wait most of the time."""
 PROMPT = {"node", "pods"}
 """Groups to which the others yield."""
 PROGRESS_INTERVAL_SECONDS = 60
@@ -85,12 +91,15 @@ def main() -> int:
     # A shell ignores SIGINT in background jobs, and the processes that tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="tonnage-tests-"))
-    ended = run(folder, find_tests(), at_a_time=len(os.sched_getaffinity(0)) + 2)
+    idle_before = read_idle_seconds(Path("/proc/stat").read_text())
+    ended = run(folder, find_tests(), at_a_time=len(os.sched_getaffinity(0)) + MORE_PROCESSES)
     failed = any(each.process.returncode for each in ended)
     if failed:
         print(f"tests: files of the tests are in {folder}")
     counts = {each.name: parse_summary_counts(each.text) for each in ended}
     print(make_table(ended, counts))
+    idle = read_idle_seconds(Path("/proc/stat").read_text()) - idle_before
+    print(f"{os.cpu_count()} cores were idle for {idle:.0f} s together")
     if not failed:
         shutil.rmtree(folder)
     kept = ROOT / "hack" / "env" / "kept.sh"
@@ -143,6 +152,12 @@ def parse_summary_counts(text: str) -> Counter[str]:
     lines = text.strip().splitlines() or [""]
     found = re.findall(r"(\d+) (\w+)", lines[-1])
     return Counter({word.removesuffix("s"): int(number) for number, word in found if word.removesuffix("s") in COUNTED})
+
+
+def read_idle_seconds(stat: str) -> float:
+    """Returns for how long the cores have been idle together, also while they waited for disks, from /proc/stat."""
+    _, _, _, _, idle, waiting, *_ = stat.split(maxsplit=7)
+    return (int(idle) + int(waiting)) / os.sysconf("SC_CLK_TCK")
 
 
 def make_table(runs: list[PytestRun], counts: dict[str, Counter[str]]) -> str:
