@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 from hypothesis import HealthCheck, settings
@@ -16,3 +17,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("tonnage")
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what was imported out of garbage collections: PyTorch and its like make each of them as long as a test."""
+    gc.collect()
+    gc.freeze()

@@ -154,7 +154,7 @@ CHANGES = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100)
 @given(changes=CHANGES, later=CHANGES, data=st.data())
 def test_after_a_full_look_the_state_is_the_servers_whatever_happened_to_events(
     changes: list[Any], later: list[Any], data: st.DataObject
@@ -184,7 +184,6 @@ def test_after_a_full_look_the_state_is_the_servers_whatever_happened_to_events(
     assert enqueued >= expected
 
 
-@settings(max_examples=100, deadline=None)
 @given(changes=CHANGES, data=st.data())
 def test_every_object_whose_state_a_lost_event_changed_is_enqueued_by_the_full_look(
     changes: list[Any], data: st.DataObject

@@ -108,7 +108,7 @@ def test_a_pod_that_holds_the_entry_does_not_block_the_deletion_and_the_entry_go
 _STEPS = st.lists(st.sampled_from(["object", "node", "pod", "no pod", "fail cleanup", "end cleanup"]), max_size=14)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80)
 @given(before=_STEPS, after=_STEPS, prewarm=st.sampled_from(["None", "AllMatching"]), evictable=st.booleans())
 def test_in_any_order_of_reconciles_an_entry_goes_with_its_last_reference(
     before: list[str], after: list[str], prewarm: str, *, evictable: bool

@@ -16,7 +16,6 @@ from support.tonnage_cli import CommandResult, command_environment, run_tonnage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from support.load_harness import LoadHarness
 
@@ -25,11 +24,15 @@ SLOW = ("--bandwidth-limit", "600KB")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler, for a library with another flock")
 
 
-@pytest.fixture(params=[GRANTS_EVERYTHING, LOCKS_FOR_ONE_MACHINE], ids=["grants everything", "locks for one machine"])
-def no_locks(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(
+    scope="module",
+    params=[GRANTS_EVERYTHING, LOCKS_FOR_ONE_MACHINE],
+    ids=["grants everything", "locks for one machine"],
+)
+def no_locks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a process whose locks lock nothing, or nothing of another process."""
     assert COMPILER is not None
-    return {"LD_PRELOAD": str(build_shim(request.param, tmp_path, compiler=COMPILER))}
+    return {"LD_PRELOAD": str(build_shim(request.param, tmp_path_factory.mktemp("shim"), compiler=COMPILER))}
 
 
 def arguments(harness: LoadHarness, *options: str) -> list[str]:
