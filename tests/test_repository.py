@@ -91,10 +91,36 @@ def test_every_test_is_in_one_group_and_results_are_counted() -> None:
     assert run_tests.read_idle_seconds("cpu  9 9 9 100 50 9 9 9 0 0\ncpu0 9") == 150 / os.sysconf("SC_CLK_TCK")
 
 
-def test_ci_runs_every_check_and_all_tests() -> None:
-    script = (ROOT / ".ci" / "run").read_text()
-    assert "set -eu" in script
-    assert script.index("make check") < script.index("make test")
+MAKE = """#!/bin/sh
+echo "make $*"
+case $1 in
+check) touch "$BEGUN/check"
+    until [ -e "$BEGUN/test" ]; do sleep 0.1; done
+    exit "$CHECK" ;;
+test) trap 'echo ended; kill $!; exit 1' TERM
+    touch "$BEGUN/test"
+    until [ -e "$BEGUN/check" ]; do sleep 0.1; done
+    [ "$CHECK" = 0 ] || { sleep 50 & wait; }
+    exit "$TEST" ;;
+esac
+"""
+"""A program that is called in place of make; its tests last until they are ended if a check fails."""
+
+
+@pytest.mark.parametrize(("check", "test"), [(0, 0), (0, 2), (2, 0)])
+def test_ci_runs_every_check_and_all_tests_and_fails_with_any_of_them(tmp_path: Path, check: int, test: int) -> None:
+    make = tmp_path / "make"
+    make.write_text(MAKE)
+    make.chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "BEGUN": str(tmp_path),
+        "CHECK": str(check), "TEST": str(test),
+    }  # fmt: skip
+    done = subprocess.run([ROOT / ".ci" / "run"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == max(check, test)
+    first, *lines = done.stdout.splitlines()
+    assert first == "make setup"
+    assert set(lines) == {"make check", "make test", *(["ended"] if check else [])}
 
 
 def test_what_make_starts_keeps_what_it_compiles() -> None:

@@ -10,14 +10,17 @@ purpose=$1
 venv=.venv
 python=$venv/bin/python
 requirements=requirements/$purpose.txt
-stamp=$venv/.ready-$purpose
 
 log() { printf '%s\n' "setup: $*" >&2; }
 
-# The stamp of an up-to-date .venv: pins, this script, package metadata, what is compiled, and the path of the clone.
+# What the stamp of an up-to-date .venv for a purpose has: pins, this script, package metadata, what is compiled, and the
+# path of the clone.
 metadata() { sed '/^\[tool\.pytest/,$d' pyproject.toml; }
-wanted=$(pwd; { metadata; cat "$0" "$requirements" requirements/uv.txt loader/native/*.*; } | cksum)
-if [ -x "$python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+wanted() {
+    pwd
+    { metadata; cat "$0" "requirements/$1.txt" requirements/uv.txt loader/native/*.*; } | cksum
+}
+if [ -x "$python" ] && [ "$(cat "$venv/.ready-$purpose" 2>/dev/null)" = "$(wanted "$purpose")" ]; then
     exit 0
 fi
 
@@ -62,14 +65,12 @@ fi
 
 # Tests of tensorizer's encrypted files need libsodium; the benchmark needs nginx and curl.
 has_library() { "$python" -c "import ctypes.util, sys; sys.exit(not ctypes.util.find_library('$1'))"; }
-case $purpose in
-test | lint) has_library sodium || apt_get libsodium23 || log "libsodium is missing; tests of encrypted files will be skipped" ;;
-bench)
+has_library sodium || apt_get libsodium23 || log "libsodium is missing; tests of encrypted files will be skipped"
+if [ "$purpose" = bench ]; then
     command -v curl >/dev/null || apt_get curl || log "curl is missing; the benchmark will skip it"
     command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || apt_get nginx-light ||
         log "nginx is missing; the benchmark will use its own server"
-    ;;
-esac
+fi
 
 # uv is several times faster than pip. It doesn't read pip's settings, so pass the index and the CA.
 pip_setting() { "$python" -m pip config get "$1" 2>/dev/null || true; }
@@ -103,4 +104,6 @@ install || {
 # The project itself, editable.
 "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 hack/env/kept.sh restore bytecode "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-printf '%s\n' "$wanted" > "$stamp"
+for ready in "$purpose" test; do # lint.txt and bench.txt have all of test.txt: see lock.sh
+    wanted "$ready" > "$venv/.ready-$ready"
+done
