@@ -34,10 +34,7 @@ _TORCH_SAVE = (
     "a file in place of the folder: it takes only tensors from them. Or save the model as safetensors."
 )
 OTHER_FORMATS = (
-    (
-        (SAFETENSORS_SUFFIX, TENSORS_SUFFIX),
-        "Check --weights and the patterns. Endings count in lower case only, as engines read them.",
-    ),
+    ((SAFETENSORS_SUFFIX, TENSORS_SUFFIX), "Write the endings in lower case: others don't count, as for engines."),
     ((".bin", ".pt", ".pth", ".ckpt"), _TORCH_SAVE),
     ((".gguf",), "GGUF files are not loaded: upload the safetensors files that they were made from."),
     ((".h5", ".msgpack", ".onnx", ".npz", ".zip", ".tar", ".gz"), "Save the model as safetensors, and upload that."),
@@ -137,7 +134,8 @@ def select(
 
 def _no_tensor_files(message: str, left_out: Sequence[str]) -> NoTensorFiles:
     """Returns the error, with the way to load weights of the formats that are there instead."""
-    found = {way: [path for path in left_out if path.lower().endswith(endings)] for endings, way in OTHER_FORMATS}
+    others = [path for path in left_out if not path.endswith((SAFETENSORS_SUFFIX, TENSORS_SUFFIX))]
+    found = {way: [path for path in others if path.lower().endswith(endings)] for endings, way in OTHER_FORMATS}
     way, paths = next(((way, paths) for way, paths in found.items() if paths), ("", []))
     if not paths:
         return NoTensorFiles(message)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from tonnage.contract import ChecksumAlgorithm
 from tonnage.errors import ChecksumMismatch
 from tonnage.format.checksums import checksum_of, combine_crcs
 from tonnage.planning.object_checks import covers, find_extents
@@ -344,9 +345,18 @@ class ObjectVerification:
         return [check.ranges[0]._replace(start=0, end=state.source.size)]
 
 
+_ETAG_REMEDY = (
+    "Upload the object again: it is damaged in the store, or a proxy on the way changes its bytes. If the store made "
+    "it as a copy in parts, its ETag may be of something else, as in SeaweedFS: upload it, or load with --verify size "
+    "(spec.verify)."
+)
+"""What to do about an ETag of parts, if the store states no other checksum."""
+
+
 def _mismatch_error(state: _State, ranges: Sequence[CheckedRange]) -> ChecksumMismatch:
     first, checksum = ranges[0], state.check.checksum
     where = "" if len(state.check.ranges) == 1 else f" (bytes {first.start} to {first.end - 1})"
     return ChecksumMismatch(
-        f"{state.source.label}{where} does not match the {checksum.words} that its source states, {checksum}."
+        f"{state.source.label}{where} does not match the {checksum.words} that its source states, {checksum}.",
+        remedy=_ETAG_REMEDY if checksum.parts and checksum.algorithm is ChecksumAlgorithm.MD5 else "",
     )
