@@ -23,3 +23,8 @@ def pytest_collection_finish() -> None:
     """Leaves what was imported out of garbage collections: PyTorch and its like make each of them as long as a test."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Lets libraries end as they do otherwise: Triton prints what it has leaked."""
+    gc.unfreeze()

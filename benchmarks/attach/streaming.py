@@ -59,20 +59,28 @@ def read(pipe: Connection, device: str) -> None:
 @contextlib.contextmanager
 def serve(folder: Path) -> Iterator[str]:
     """Serves a folder; yields the endpoint."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    script = ROOT / "benchmarks/loader/sendfile_server.py"
-    processes = str(max(1, len(os.sched_getaffinity(0)) // 2))
-    command = [sys.executable, str(script), str(folder), str(port), processes, str(folder / "server.log")]
-    server = subprocess.Popen(command)
+    server, port = start_server(folder)
     try:
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         server.wait()
+
+
+def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """Starts a server on a free port, and on another one if somebody takes that port first."""
+    script = ROOT / "benchmarks/loader/sendfile_server.py"
+    processes = str(max(1, len(os.sched_getaffinity(0)) // 2))
+    for _ in range(5):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        command = [sys.executable, str(script), str(folder), str(port), processes, str(folder / "server.log")]
+        server = subprocess.Popen(command)
+        while server.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                return server, port
+            time.sleep(0.02)
+    raise SystemExit("the server does not start")
 
 
 def load(urls: list[str], cache: Path, bandwidth: str) -> subprocess.Popen[bytes]:
@@ -88,8 +96,10 @@ def measure_one(urls: list[str], cache: Path, entry: str, way: str, options: arg
     """Returns the seconds from the loader's start until it ended, and until the last tensor was on the device."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    reader = context.Process(target=read, args=(theirs, options.device))
+    # A daemon, so that a failed load ends it, too.
+    reader = context.Process(target=read, args=(theirs, options.device), daemon=True)
     reader.start()
+    theirs.close()  # so that a reader that has ended is an EOFError
     ours.recv()
     cache.mkdir()
     began = time.monotonic()

@@ -150,8 +150,8 @@ def run(folder: Path, groups: dict[str, list[str]], *, at_a_time: int) -> list[P
 
 
 def parse_summary_counts(text: str) -> Counter[str]:
-    """Returns the counts in pytest's last line, by outcome."""
-    lines = text.strip().splitlines() or [""]
+    """Returns the counts in pytest's summary, by outcome. Libraries may print more when the process ends."""
+    lines = re.findall(r"^=+ (.* in [\d.]+s.*) =+$", text, re.MULTILINE) or [""]
     found = re.findall(r"(\d+) (\w+)", lines[-1])
     return Counter({word.removesuffix("s"): int(number) for number, word in found if word.removesuffix("s") in COUNTED})
 
