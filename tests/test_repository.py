@@ -85,8 +85,9 @@ def test_every_test_is_in_one_group_and_results_are_counted() -> None:
     assert sorted(found) == sorted((ROOT / "tests").rglob("test_*.py"))
     assert "tests/e2e/test_serving.py" in groups["pods"]
     assert "tests/e2e/test_memory.py" in groups["node"]
-    closing = "FAILED tests/a.py::b - 2 failed\n=== 1 failed, 12 passed, 3 skipped, 2 errors in 61.00s (0:01:01) ===\nleaked 3 types!\n"
-    assert run_tests.parse_summary_counts(closing) == {"failed": 1, "passed": 12, "skipped": 3, "error": 2}
+    closing = "=== 1 failed, 12 passed, 3 skipped, 2 errors in 61.00s (0:01:01) ==="
+    printed = f"FAILED tests/a.py::b - 2 failed\n{closing}\nleaked 3 types!\n"
+    assert run_tests.parse_summary_counts(printed) == {"failed": 1, "passed": 12, "skipped": 3, "error": 2}
     assert not run_tests.parse_summary_counts("")
     assert run_tests.read_idle_seconds("cpu  9 9 9 100 50 9 9 9 0 0\ncpu0 9") == 150 / os.sysconf("SC_CLK_TCK")
 
