@@ -68,7 +68,7 @@ def serve(folder: Path) -> Iterator[str]:
 
 
 def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """Starts a server on a free port, and on another one if somebody takes that port first."""
+    """Starts a server on a free port, and on another one if another process takes that port first."""
     script = ROOT / "benchmarks/loader/sendfile_server.py"
     processes = str(max(1, len(os.sched_getaffinity(0)) // 2))
     for _ in range(5):
