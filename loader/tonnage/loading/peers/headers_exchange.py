@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from tonnage.cache.entry import Entry
     from tonnage.loading.peers.client import PeerResponse
+    from tonnage.loading.peers.headers_file import KnownHeaders
     from tonnage.source.resolve import ResolvedObject
     from tonnage.transfer.peer_view import PeerView
 
@@ -62,30 +63,31 @@ class HeadersOfPeers:
     def received(self, response: PeerResponse, expected: str) -> None:
         """Takes over a peer's answer, if it is the expected file."""
         self._asks = False
-        if response.status == 200:
-            self.take_over(response.body, expected)
+        found = self.take_over(response.body, expected) if response.status == 200 else None
+        if found is not None:
+            with self._lock:
+                self._found = found.ranges
 
-    def take_over(self, data: bytes, expected: str) -> bool:
-        """Takes over the file, and shows it to peers. Returns whether it is the expected one, and can be read."""
+    def take_over(self, data: bytes, expected: str) -> KnownHeaders | None:
+        """Shows the file to peers, and returns what it has; None if it is not the expected one, or can't be read."""
         if self.digest or self._items is None or self._entry is None or headers_digest(data) != expected:
-            return False
+            return None
         try:
-            found = known_headers(decode_headers(data), self._items).ranges
+            found = known_headers(decode_headers(data), self._items)
         except CacheDamaged:
-            return False
+            return None
         self._items = None
         self.show(self._entry, data)
-        with self._lock:
-            self._found = found
-        return True
+        return found
 
-    def show(self, entry: Entry, data: bytes) -> None:
-        """Shows a headers file to peers; if it can't be written, it is not shown."""
+    def show(self, entry: Entry, data: bytes) -> str:
+        """Shows a headers file to peers. Returns its SHA-256; empty if it can't be written, and is not shown."""
         try:
             write_atomically(entry.private_dir / HEADERS_NAME, data, sync=False)
         except (CacheNotWritable, InsufficientSpace):
-            return
+            return ""
         self.digest = headers_digest(data)
+        return self.digest
 
     def take(self) -> Mapping[int, Sequence[tuple[int, bytes]]] | None:
         """Returns once what has come: start and bytes of each range, by the object's index; None: nothing new."""

@@ -7,19 +7,11 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from tonnage.cache.filesystem import write_atomically
-from tonnage.cache.peer_ranges import HEADERS_NAME, FileRanges, PeerRanges, remove_ranges
+from tonnage.cache.peer_ranges import FileRanges, PeerRanges, remove_ranges
 from tonnage.contract import ObjectPin, S3Source, revision_digest
-from tonnage.errors import CacheNotWritable, InsufficientSpace, TonnageError
+from tonnage.errors import TonnageError
 from tonnage.loading.peers.finder import PeerFinder
-from tonnage.loading.peers.headers_file import (
-    KnownHeaders,
-    build_headers,
-    decode_headers,
-    entry_source,
-    headers_digest,
-    known_headers,
-)
+from tonnage.loading.peers.headers_file import build_headers, decode_headers, entry_source
 from tonnage.loading.peers.proofs import make_proofs
 from tonnage.source.resolve import resolve
 
@@ -33,6 +25,7 @@ if TYPE_CHECKING:
     from tonnage.cache.partial import PartialDirectory
     from tonnage.contract import Plan
     from tonnage.contract.plan import PeerAccess, Reporting
+    from tonnage.loading.peers.headers_file import KnownHeaders
     from tonnage.planning.blueprint import Blueprint, SourceObject
     from tonnage.planning.segments import Segment
     from tonnage.source.resolve import ResolvedObject, ResolvedRevision
@@ -69,10 +62,7 @@ class LoadPeers:
         headers = self.finder.headers
         headers.expect(items, self._entry)
         data = self.finder.fetch_headers()
-        if data is None or not headers.take_over(data, self.finder.expected_headers):
-            return None
-        headers.take()
-        return known_headers(decode_headers(data), items)
+        return None if data is None else headers.take_over(data, self.finder.expected_headers)
 
     def show(
         self,
@@ -117,13 +107,7 @@ class LoadPeers:
         """Writes the headers file of a load that is complete, and returns its digest; empty if there is none."""
         remove_ranges(self._entry)
         data = build_headers(self._resolved, items, objects, segments, collected)
-        if data is None:
-            return ""
-        try:
-            write_atomically(self._entry.private_dir / HEADERS_NAME, data, sync=False)
-        except (CacheNotWritable, InsufficientSpace):
-            return ""
-        return headers_digest(data)
+        return "" if data is None else self.finder.headers.show(self._entry, data)
 
     def notes(self, outcome: TransferResult) -> list[str]:
         """Returns what the report mentions of the peers."""
