@@ -47,8 +47,8 @@ class Image:
 
 def unpack(archive: Path, folder: Path) -> Image:
     """Unpacks a ``docker-archive`` with one image, and applies its layers in order, whiteouts included."""
-    with tarfile.open(archive) as outer:
-        outer.extractall(folder / "archive", filter="data")
+    (folder / "archive").mkdir()
+    subprocess.run(["tar", "-xf", str(archive), "-C", str(folder / "archive")], check=True)
     (manifest,) = json.loads((folder / "archive" / "manifest.json").read_text())
     config = json.loads((folder / "archive" / manifest["Config"]).read_text())
     root = folder / "root"
