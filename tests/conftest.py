@@ -19,6 +19,11 @@ settings.register_profile(
 settings.load_profile("tonnage")
 
 
+def pytest_configure() -> None:
+    """Looks for unreachable objects less often, which saves a tenth of the time of tests that compute."""
+    gc.set_threshold(20_000)
+
+
 def pytest_collection_finish() -> None:
     """Leaves what was imported out of garbage collections: PyTorch and its like make each of them as long as a test."""
     gc.collect()
