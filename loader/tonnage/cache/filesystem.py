@@ -259,11 +259,11 @@ def remove_tree(path: Path) -> None:
     Raises:
         CacheNotWritable: Something can't be removed.
     """
-    import shutil
-
     with translate_os_errors(f"{path} can't be removed"):
         try:
             if stat.S_ISDIR(path.lstat().st_mode):
+                import shutil  # takes as long to import as several modules; most loads have nothing to remove
+
                 shutil.rmtree(path)
             else:
                 path.unlink()

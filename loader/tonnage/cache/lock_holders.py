@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-_PYTHON = re.compile(r"(python|pypy)[0-9.]*")
-_WORD = re.compile(r"[a-z][a-z-]{0,19}")
+_PYTHON = r"(python|pypy)[0-9.]*"
+_WORD = r"[a-z][a-z-]{0,19}"
 _PROGRAM = "tonnage"
 
 
@@ -89,9 +89,9 @@ def command_name(arguments: Sequence[str]) -> str:
     if not arguments:
         return ""
     program, remaining_arguments = PurePath(arguments[0]).name, list(arguments[1:])
-    if _PYTHON.fullmatch(program):
+    if re.fullmatch(_PYTHON, program):
         program, remaining_arguments = _interpreted_program(program, remaining_arguments)
-    if program == _PROGRAM and remaining_arguments and _WORD.fullmatch(remaining_arguments[0]):
+    if program == _PROGRAM and remaining_arguments and re.fullmatch(_WORD, remaining_arguments[0]):
         return f"{program} {remaining_arguments[0]}"
     return program
 

@@ -60,7 +60,7 @@ def build_parser(only: str = "") -> tuple[Parser, dict[str, Parser]]:
             name,
             help=text.summary,
             description=text.description,
-            epilog=text.epilog() if name == only or not only else None,
+            more_help=text.more_help,
             usage=text.usage,
         )
         if name == only or only not in help_texts.COMMANDS:

@@ -8,17 +8,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def _no_epilog() -> str:
-    return ""
-
-
 class CommandText(NamedTuple):
-    """The texts of one command. ``epilog`` is a function because it may import more modules than a load needs."""
+    """The texts of one command. ``more_help`` returns what follows the options; it may import much."""
 
     summary: str
     usage: str
     description: str
-    epilog: Callable[[], str] = _no_epilog
+    more_help: Callable[[], str] | None = None
 
 
 PROGRAM_DESCRIPTION = """\
@@ -53,7 +49,7 @@ _LOAD_ENVIRONMENT = """\
 """
 
 
-def _load_epilog() -> str:
+def _more_about_load() -> str:
     from tonnage.cli.reasons_table import exit_code_lines
 
     codes = "\n".join(["    0 loaded, or found in the cache (hit)", *exit_code_lines()])
@@ -69,11 +65,11 @@ exit codes (docs/reference/reasons.md explains each, with a remedy):
 """
 
 
-def _source_epilog() -> str:
+def _more_about_sources() -> str:
     return f"{_ENVIRONMENT}\nexit codes: as in `tonnage load --help`\n"
 
 
-def _cache_epilog() -> str:
+def _more_about_caches() -> str:
     return "environment:\n  TONNAGE_CACHE: the folder for --cache\n\nexit codes: as in `tonnage load --help`\n"
 
 
@@ -108,7 +104,7 @@ examples:
     tonnage load hf://Qwen/Qwen3-0.6B --into /mnt/models
     tonnage load s3://models/llama-70b/ /mnt/models
 """,
-        epilog=_load_epilog,
+        more_help=_more_about_load,
     ),
     "hold": CommandText(
         summary="keep loaded entries in use until SIGTERM",
@@ -125,7 +121,7 @@ examples:
     tonnage hold /dev/shm/tonnage/r-3f9c2a71b0de & holder=$!
     vllm serve /dev/shm/tonnage/r-3f9c2a71b0de/model; kill $holder
 """,
-        epilog=_cache_epilog,
+        more_help=_more_about_caches,
     ),
     "resolve": CommandText(
         summary="show the objects that a load would download, and their revision",
@@ -142,7 +138,7 @@ examples:
     digest=$(tonnage resolve s3://models/llama-70b/ --json | jq -r .digest)
     tonnage load s3://models/llama-70b/ --cache /dev/shm/tonnage --expect-digest "$digest"
 """,
-        epilog=_source_epilog,
+        more_help=_more_about_sources,
     ),
     "inspect": CommandText(
         summary="show the tensors of a model's files without downloading the weights",
@@ -163,7 +159,7 @@ examples:
   Print names and shapes for a script:
     tonnage inspect s3://models/tiny/model.tensors --json | jq '.files[].tensors[] | {name, shape}'
 """,
-        epilog=_source_epilog,
+        more_help=_more_about_sources,
     ),
     "serialize": CommandText(
         summary="write .tensors files from a checkpoint, and verify them",
@@ -190,7 +186,7 @@ examples:
     head -c 32 /dev/urandom > key
     tonnage serialize model.pt s3://models/secret/ --encryption-key key
 """,
-        epilog=_source_epilog,
+        more_help=_more_about_sources,
     ),
     "ls": CommandText(
         summary="list the entries of a cache",
@@ -206,7 +202,7 @@ examples:
   Print the paths of complete entries:
     tonnage ls --cache /dev/shm/tonnage --json | jq -r '.entries[] | select(.state == "ready").path'
 """,
-        epilog=_cache_epilog,
+        more_help=_more_about_caches,
     ),
     "verify": CommandText(
         summary="verify entries of a cache against their checksums",
@@ -223,7 +219,7 @@ examples:
   Compare only names and sizes of files, by the entry's path:
     tonnage verify /dev/shm/tonnage/r-3f9c2a71b0de --level size
 """,
-        epilog=_cache_epilog,
+        more_help=_more_about_caches,
     ),
     "rm": CommandText(
         summary="remove entries of a cache that are not in use",
@@ -240,7 +236,7 @@ examples:
   Remove all entries that are not in use:
     tonnage rm --all --cache /dev/shm/tonnage
 """,
-        epilog=_cache_epilog,
+        more_help=_more_about_caches,
     ),
     "plugin": CommandText(
         summary="copy the plugin for vLLM into a folder",

@@ -30,11 +30,20 @@ class UsageError(InvalidPlan):
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises instead of exiting.
 
+    Args:
+        more_help: Returns what follows the options in the help. It is called for the help only, and may import.
+        **settings: Those of argparse.
+
     Attributes:
         environment_actions: The options that can be set in the environment, by variable.
     """
 
-    def __init__(self, **settings: Any) -> None:  # noqa: ANN401  # argparse's own
+    def __init__(
+        self,
+        *,
+        more_help: Callable[[], str] | None = None,
+        **settings: Any,  # noqa: ANN401  # argparse's own
+    ) -> None:
         super().__init__(
             formatter_class=_formatter,
             allow_abbrev=False,
@@ -42,6 +51,13 @@ class Parser(argparse.ArgumentParser):
             **settings,
         )
         self.environment_actions: dict[str, argparse.Action] = {}
+        self._more_help = more_help
+
+    def format_help(self) -> str:
+        """Returns the help, with what follows the options."""
+        if self._more_help is not None:
+            self.epilog = self._more_help()
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """Raises argparse's message instead of exiting.

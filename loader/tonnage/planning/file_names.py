@@ -26,11 +26,11 @@ _KEPT_STEMS = _SINGLE_FILE_STEMS | {"consolidated", "diffusion_pytorch_model"}
 """Stems that readers depend on: PEFT's, those of diffusers, and of models in Mistral's format."""
 _MODEL_STEMS = frozenset({MODEL, "pytorch_model"})
 _PART = r"-\d{5}-of-\d{5}"
-_SOURCE_NAME = re.compile(rf"(?P<stem>\w+)(?P<first>\.\w+)?(?:{_PART})?(?P<last>\.\w+)?\.(?:safe)?tensors")
-_OWN_FILE_OF_RANK = re.compile(r"[a-z-]+-rank-\d+\.safetensors")
+_SOURCE_NAME = rf"(?P<stem>\w+)(?P<first>\.\w+)?(?:{_PART})?(?P<last>\.\w+)?\.(?:safe)?tensors"
+_OWN_FILE_OF_RANK = r"[a-z-]+-rank-\d+\.safetensors"
 _STATE = "state"
 """Stem of the files of a rank that ``sharded_state`` must not find."""
-_MAIN_SHARD = re.compile(rf"{MODEL}(?:{_PART})?\.safetensors|(?:{MODEL}|{_STATE})-rank-\d+-part-\d+\.safetensors")
+_MAIN_SHARD = rf"{MODEL}(?:{_PART})?\.safetensors|(?:{MODEL}|{_STATE})-rank-\d+-part-\d+\.safetensors"
 
 
 class Stem(NamedTuple):
@@ -75,7 +75,7 @@ class Stem(NamedTuple):
 
 def is_single_file(path: str) -> bool:
     """Returns whether readers look for a file by its name, such as that of an adapter, and for no index."""
-    match = _SOURCE_NAME.fullmatch(posixpath.basename(path))
+    match = re.fullmatch(_SOURCE_NAME, posixpath.basename(path))
     return match is not None and Stem(match["stem"]).is_single_file
 
 
@@ -95,7 +95,7 @@ def source_stem(path: str, paths: Collection[str]) -> Stem:
         paths: Paths of all objects of the model.
     """
     folder, name = posixpath.split(path)
-    match = _SOURCE_NAME.fullmatch(name)
+    match = re.fullmatch(_SOURCE_NAME, name)
     stem = match["stem"] if match is not None else ""
     variant = ((match["first"] or match["last"] or "") if match is not None else "").removeprefix(".")
     if stem in _KEPT_STEMS:
@@ -150,9 +150,9 @@ def is_beside_the_model(path: str, indexes: Collection[str]) -> bool:
     if is_own_file(path):
         folder = posixpath.dirname(folder)
         own_files = {main.computed_buffers, main.tied_weights}
-        is_main = f"{OWN_DIRECTORY}/{name}" in own_files or _OWN_FILE_OF_RANK.fullmatch(name) is not None
+        is_main = f"{OWN_DIRECTORY}/{name}" in own_files or re.fullmatch(_OWN_FILE_OF_RANK, name) is not None
     else:
-        is_main = _MAIN_SHARD.fullmatch(name) is not None
+        is_main = re.fullmatch(_MAIN_SHARD, name) is not None
     return not is_main and posixpath.join(folder, main.index_name) in indexes
 
 

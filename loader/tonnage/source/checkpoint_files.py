@@ -22,12 +22,12 @@ _CONSOLIDATED = "consolidated"
 """Beginning of the names of a second copy of the weights, in Mistral's or Meta's format."""
 _CONFIGURATIONS = frozenset({"config.json", "params.json", PIPELINE, "adapter_config.json", "modules.json"})
 """Names of the files by which libraries recognize the folder of a model."""
-_TRAINING_STATE = re.compile(r"(?P<above>(?:[^/]+/)*?)checkpoint-\d+/.+")
+_TRAINING_STATE = r"(?P<above>(?:[^/]+/)*?)checkpoint-\d+/.+"
 """What training programs save while they run, each time with all weights. Group 1 is the folder above."""
-_OTHER_INDEX = re.compile(r".+\.(?:bin|pt|pth|h5|msgpack)\.index(?:\.\w+)?\.json")
-_WEIGHTS = re.compile(r"(?P<stem>.+?)(?:-\d+-of-(?P<count>\d+))?\.safetensors")
-_VARIANT = re.compile(r"(?P<stem>[^.]+?)(?:\.(?P<first>\w+))?(?:-\d+-of-\d+)?(?:\.(?P<last>\w+))?\.safetensors")
-_INDEX = re.compile(r"(?P<stem>.+)\.safetensors\.index(?:\.(?P<variant>\w+))?\.json")
+_OTHER_INDEX = r".+\.(?:bin|pt|pth|h5|msgpack)\.index(?:\.\w+)?\.json"
+_WEIGHTS = r"(?P<stem>.+?)(?:-\d+-of-(?P<count>\d+))?\.safetensors"
+_VARIANT = r"(?P<stem>[^.]+?)(?:\.(?P<first>\w+))?(?:-\d+-of-\d+)?(?:\.(?P<last>\w+))?\.safetensors"
+_INDEX = r"(?P<stem>.+)\.safetensors\.index(?:\.(?P<variant>\w+))?\.json"
 
 
 class Surplus(NamedTuple):
@@ -73,7 +73,7 @@ def find_surplus(kinds: Mapping[str, Kind], listed: Collection[str] = ()) -> Sur
         "--include with its name, such as '*.fp16*.safetensors'",
     )
     leave_out(
-        [path for path in kinds if path not in paths and _OTHER_INDEX.fullmatch(posixpath.basename(path))],
+        [path for path in kinds if path not in paths and re.fullmatch(_OTHER_INDEX, posixpath.basename(path))],
         "an index of files of another format",
     )
     return Surplus(frozenset(paths), tuple(notes))
@@ -101,7 +101,7 @@ def find_models_below(kinds: Mapping[str, Kind]) -> list[str]:
 
 def find_indexes(paths: Iterable[str]) -> frozenset[str]:
     """Returns the paths of indexes of safetensors files."""
-    return frozenset(path for path in paths if _INDEX.fullmatch(posixpath.basename(path)))
+    return frozenset(path for path in paths if re.fullmatch(_INDEX, posixpath.basename(path)))
 
 
 def missing_shards(paths: Iterable[str]) -> tuple[str, int, int] | None:
@@ -113,7 +113,7 @@ def missing_shards(paths: Iterable[str]) -> tuple[str, int, int] | None:
     sets: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for path in paths:
         folder, name = posixpath.split(path)
-        match = _WEIGHTS.fullmatch(name.replace(f".{variant}", "") if (variant := _variant(name)) else name)
+        match = re.fullmatch(_WEIGHTS, name.replace(f".{variant}", "") if (variant := _variant(name)) else name)
         if match is not None and match["count"]:
             sets[folder, match["stem"] + variant, match["count"]].append(path)
     for (_, _, count), members in sorted(sets.items()):
@@ -124,7 +124,7 @@ def missing_shards(paths: Iterable[str]) -> tuple[str, int, int] | None:
 
 def _training_states(kinds: Mapping[str, Kind], weights: Collection[str]) -> list[str]:
     """Returns the files of a training's states, if the folder above them has other weights, in it or below."""
-    found = {path: match["above"] for path in kinds if (match := _TRAINING_STATE.fullmatch(path))}
+    found = {path: match["above"] for path in kinds if (match := re.fullmatch(_TRAINING_STATE, path))}
     finals = {
         above
         for above in set(found.values())
@@ -146,7 +146,7 @@ def _consolidated(kinds: Mapping[str, Kind], weights: Collection[str]) -> list[s
         path
         for path in kinds
         if posixpath.dirname(path) in folders
-        and (path in weights or _INDEX.fullmatch(posixpath.basename(path)))
+        and (path in weights or re.fullmatch(_INDEX, posixpath.basename(path)))
         and posixpath.basename(path).startswith(_CONSOLIDATED)
     ]
 
@@ -156,15 +156,15 @@ def _variants(kinds: Mapping[str, Kind], weights: Collection[str]) -> list[str]:
     plain = {
         (posixpath.dirname(path), match["stem"])
         for path in weights
-        if (match := _VARIANT.fullmatch(posixpath.basename(path))) and not _variant(posixpath.basename(path))
+        if (match := re.fullmatch(_VARIANT, posixpath.basename(path))) and not _variant(posixpath.basename(path))
     }
     found = []
     for path in kinds:
         folder, name = posixpath.split(path)
-        match = _INDEX.fullmatch(name)
+        match = re.fullmatch(_INDEX, name)
         if match is not None and match["variant"] and (folder, match["stem"]) in plain:
             found.append(path)
-        match = _VARIANT.fullmatch(name)
+        match = re.fullmatch(_VARIANT, name)
         if path in weights and match is not None and _variant(name) and (folder, match["stem"]) in plain:
             found.append(path)
     return found
@@ -172,7 +172,7 @@ def _variants(kinds: Mapping[str, Kind], weights: Collection[str]) -> list[str]:
 
 def _variant(name: str) -> str:
     """Returns the variant in a file's name, such as ``fp16``; empty for none."""
-    match = _VARIANT.fullmatch(name)
+    match = re.fullmatch(_VARIANT, name)
     return "" if match is None else match["first"] or match["last"] or ""
 
 

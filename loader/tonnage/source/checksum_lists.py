@@ -16,8 +16,8 @@ MAX_LIST_BYTES = 4 << 20
 MAX_LISTS = 200
 LIST_NAMES = frozenset({"sha256sums", "sha256sums.txt", "sha256sum.txt", "checksums.sha256"})
 """Names of lists of several files, in lower case."""
-_GNU = re.compile(r"\\?([0-9a-fA-F]{64})(?:[ \t]+\*?(.+))?")
-_BSD = re.compile(r"SHA2?-?256 ?\((.+)\) ?= ?([0-9a-fA-F]{64})")
+_GNU = r"\\?([0-9a-fA-F]{64})(?:[ \t]+\*?(.+))?"
+_BSD = r"SHA2?-?256 ?\((.+)\) ?= ?([0-9a-fA-F]{64})"
 
 
 def is_list(key: str) -> bool:
@@ -65,10 +65,10 @@ def parse_lists(contents: Mapping[str, bytes]) -> dict[str, ObjectChecksum]:
 
 def _entry(line: str, *, alone: str) -> tuple[str, str]:
     """Returns digest and name of a line; a digest without a name is that of the object that the list is named after."""
-    gnu = _GNU.fullmatch(line)
+    gnu = re.fullmatch(_GNU, line)
     if gnu is not None:
         return gnu[1], gnu[2] or posixpath.basename(alone)
-    bsd = _BSD.fullmatch(line)
+    bsd = re.fullmatch(_BSD, line)
     return ("", "") if bsd is None else (bsd[2], bsd[1])
 
 

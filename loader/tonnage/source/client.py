@@ -19,7 +19,7 @@ from msgspec import structs
 from tonnage.errors import FormatDamaged, Interrupted, Reason, Timeout
 from tonnage.source.backoff import MAX_RETRY_AFTER_SECONDS, backoff_seconds
 from tonnage.source.credentials import CredentialProvider
-from tonnage.source.error_classification import BODY_LIMIT, RequestFailure, Retry, classify
+from tonnage.source.request_failure import BODY_LIMIT, RequestFailure, Retry
 from tonnage.source.request_target import RequestTarget, configure_handle, is_resolving, was_connected
 from tonnage.source.responses import check_partial, parse_headers
 
@@ -292,18 +292,19 @@ class _PendingRequest:
         failure = self.range_failure
         aborted = self.truncated and code == pycurl.E_WRITE_ERROR
         connected = was_connected(curl)
-        if failure is None and code and not aborted:
+        if failure is None and ((code and not aborted) or not 200 <= status < 300):
+            from tonnage.source.error_classification import classify  # not imported for requests that succeed
+
+            transferred = not code or aborted
             failure = classify(
-                curl_code=code, status=None, headers={}, body=b"", label=label, server=server, connected=connected
-            )
-        if failure is None and not 200 <= status < 300:
-            failure = classify(
-                curl_code=None,
-                status=status,
-                headers=headers,
-                body=bytes(self.body),
+                curl_code=None if transferred else code,
+                status=status if transferred else None,
+                headers=headers if transferred else {},
+                body=bytes(self.body) if transferred else b"",
                 label=label,
-                pinned=self.request.pinned,
+                server=server,
+                connected=connected,
+                pinned=transferred and self.request.pinned,
             )
         if failure is None and self.request.exact:
             failure = self._check_range() or self._wrong_length()
@@ -318,6 +319,8 @@ class _PendingRequest:
     def _wrong_length(self) -> RequestFailure | None:
         if len(self.body) == self.request.end - self.request.start:
             return None
+        from tonnage.source.error_classification import classify
+
         return classify(
             curl_code=pycurl.E_PARTIAL_FILE, status=None, headers={}, body=b"", label=self.request.target.label
         )

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from tonnage.errors import CredentialsMissing, InvalidPlan, TonnageError
 from tonnage.source.aws_config import CREDENTIALS_DIR, AwsSettings, aws_values, mounted_values
-from tonnage.source.credential_errors import answer_error, missing_credentials_error
 from tonnage.source.sigv4 import Credentials
 
 if TYPE_CHECKING:
@@ -82,6 +81,8 @@ class Botocore:
         if answer is None:
             return None
         self.close()
+        from tonnage.source.credential_errors import answer_error, missing_credentials_error
+
         if "error" in answer:
             raise answer_error(answer["error"], self.environment)
         if not answer.get("access_key") or not answer.get("secret_key"):

@@ -18,14 +18,14 @@ _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01
 _URL = re.compile(
     r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<rest>.*)", re.DOTALL
 )
-_ENCODED = re.compile(rb"%([0-9A-Fa-f]{2})")
-_DNS_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
-_LEGACY_BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}")
-_REGION = re.compile(r"[a-z0-9-]{1,64}")
-_REGION_OF_A_STORE = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_REPO = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-_HUB_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,254}")
-_AWS_HOST = re.compile(
+_ENCODED = rb"%([0-9A-Fa-f]{2})"
+_DNS_BUCKET = r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]"
+_LEGACY_BUCKET = r"[A-Za-z0-9._-]{3,255}"
+_REGION = r"[a-z0-9-]{1,64}"
+_REGION_OF_A_STORE = r"[A-Za-z0-9._-]{1,64}"
+_REPO = r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_HUB_REVISION = r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,254}"
+_AWS_HOST = (
     r"s3(?P<fips>-fips)?(?:[.-](?P<dualstack>dualstack))?(?:-external-1|[.-](?P<region>[a-z]+-[a-z0-9-]+-\d+))?"
     r"\.amazonaws\.(?:com(?:\.cn)?|eu)(?::\d+)?"
 )
@@ -66,7 +66,7 @@ def unquote(text: str, *, plus: bool = False) -> str:
     """Decodes ``%XX``; with ``plus``, also a plus sign to a space. Bytes that aren't UTF-8 become U+FFFD."""
     if plus:
         text = text.replace("+", " ")
-    decoded = _ENCODED.sub(lambda match: bytes.fromhex(match[1].decode()), text.encode())
+    decoded = re.sub(_ENCODED, lambda match: bytes.fromhex(match[1].decode()), text.encode())
     return decoded.decode("utf-8", "replace")
 
 
@@ -126,12 +126,12 @@ def aws_endpoint(region: str, *, dualstack: bool = False, fips: bool = False) ->
 
 def is_repo(text: str) -> bool:
     """Whether a text is the name of a repository on a hub: ``organization/model``, or a name alone."""
-    return _REPO.fullmatch(text) is not None and ".." not in text and not text.endswith(".git")
+    return re.fullmatch(_REPO, text) is not None and ".." not in text and not text.endswith(".git")
 
 
 def is_hub_revision(text: str) -> bool:
     """Whether a text can be a branch, a tag, a reference such as ``refs/pr/3``, or a commit."""
-    return _HUB_REVISION.fullmatch(text) is not None and ".." not in text
+    return re.fullmatch(_HUB_REVISION, text) is not None and ".." not in text
 
 
 def check_region(region: str, *, aws: bool) -> None:
@@ -140,7 +140,7 @@ def check_region(region: str, *, aws: bool) -> None:
     Raises:
         InvalidPlan: The name is not valid.
     """
-    if not (_REGION if aws else _REGION_OF_A_STORE).fullmatch(region):
+    if not re.fullmatch(_REGION if aws else _REGION_OF_A_STORE, region):
         raise InvalidPlan(
             f"{region[:64]!r} is not a valid region.",
             remedy="Correct --region, AWS_REGION or the region in AWS's files: a name like us-east-1, without quotes.",
@@ -158,7 +158,7 @@ class AwsHost(NamedTuple):
 def match_aws_host(endpoint: str) -> AwsHost | None:
     """Returns the properties of the endpoint's host, or None if it isn't one of AWS's S3 in public networks."""
     parts = split_url(endpoint)
-    match = _AWS_HOST.fullmatch(parts.host.lower()) if parts else None
+    match = re.fullmatch(_AWS_HOST, parts.host.lower()) if parts else None
     return AwsHost(match["region"] or "", bool(match["dualstack"]), bool(match["fips"])) if match else None
 
 
@@ -210,7 +210,7 @@ def check_bucket(bucket: str, *, aws: bool) -> None:
         raise InvalidPlan(f"{bucket} is a directory bucket (S3 Express One Zone), which Tonnage does not support.")
     if bucket.startswith("arn:"):
         raise InvalidPlan(f"{bucket!r} is an ARN, which Tonnage does not support: use the access point's alias.")
-    valid = _LEGACY_BUCKET.fullmatch(bucket) if aws else bucket and not re.search(r"[/\x00-\x20?#]", bucket)
+    valid = re.fullmatch(_LEGACY_BUCKET, bucket) if aws else bucket and not re.search(r"[/\x00-\x20?#]", bucket)
     if not valid or bucket in {".", ".."}:
         raise InvalidPlan(f"{bucket!r} is not a valid bucket name.")
 
@@ -221,7 +221,7 @@ def bucket_url(endpoint: str, bucket: str, style: AddressingStyle, *, aws: bool)
     ``auto`` is virtual-hosted style for AWS, unless the bucket's name has dots, which AWS's TLS certificate does not
     match, and path style elsewhere.
     """
-    virtual = style == "virtual" or (style == "auto" and aws and _DNS_BUCKET.fullmatch(bucket) is not None)
+    virtual = style == "virtual" or (style == "auto" and aws and re.fullmatch(_DNS_BUCKET, bucket) is not None)
     if not virtual:
         return f"{endpoint}/{quote(bucket)}"
     scheme, _, rest = endpoint.partition("://")

@@ -9,7 +9,7 @@ from msgspec import structs
 
 from tonnage.errors import FormatUnsupported, StoreUnsupported
 from tonnage.source.client import Request
-from tonnage.source.error_classification import RequestFailure
+from tonnage.source.request_failure import RequestFailure
 from tonnage.source.responses import RANGES_REMEDY, strong_etag
 from tonnage.source.stated_checksums import etag_checksum, stated_checksums
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from tonnage.contract import ObjectPin
-    from tonnage.source.error_classification import RequestFailure
     from tonnage.source.pinned import RequestContext
+    from tonnage.source.request_failure import RequestFailure
     from tonnage.source.request_target import RequestTarget
     from tonnage.source.selection import SelectedObject, Selection
 

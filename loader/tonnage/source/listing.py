@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from tonnage.errors import StoreUnsupported
 from tonnage.source.endpoint_urls import quote, unquote
-from tonnage.source.error_classification import error_document
 from tonnage.source.xml_document import read_document
 
 PAGE_LIMIT = 16 << 20
@@ -84,6 +83,8 @@ def parse_page(body: bytes, *, label: str) -> Page:
         read_document(body, reader)
         return reader.page()
     except (ValueError, KeyError) as error:
+        from tonnage.source.error_classification import error_document  # not imported for a list that can be read
+
         answer = str(error_document(body))
         quoted = f" ({answer})" if answer else ""
         raise StoreUnsupported(

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from tonnage.errors import Reason
-from tonnage.source.error_classification import RequestFailure, Retry
+from tonnage.source.request_failure import RequestFailure, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -29,7 +29,6 @@ from tonnage.source.aws_config import s3_settings
 from tonnage.source.checksum_lists import MAX_LIST_BYTES, lists_for, parse_lists
 from tonnage.source.client import Request
 from tonnage.source.endpoint_urls import bucket_url, check_bucket, quote, quote_key
-from tonnage.source.error_classification import RequestFailure
 from tonnage.source.head_objects import check_encoding, head_objects, head_or_raise
 from tonnage.source.index_files import (
     IndexFile,
@@ -41,6 +40,7 @@ from tonnage.source.index_files import (
 )
 from tonnage.source.listing import FIRST_PAGE, PAGE_LIMIT, Cursor, Listing, Page, list_query, parse_page
 from tonnage.source.pinned import PinnedObject, PinnedSource, RequestContext, pin_checksum
+from tonnage.source.request_failure import RequestFailure
 from tonnage.source.request_target import RequestTarget, allows_inner_redirects
 from tonnage.source.responses import strong_etag
 from tonnage.source.selection import check_pins_selected, check_requestable, filter_ranks, select

@@ -13,7 +13,7 @@ from tonnage.contract import Verify
 from tonnage.errors import Reason
 from tonnage.format.checksums import can_compute, checksum_of
 from tonnage.source.client import Request, Response
-from tonnage.source.error_classification import RequestFailure, Retry
+from tonnage.source.request_failure import RequestFailure, Retry
 from tonnage.source.responses import strong_etag
 from tonnage.source.stated_checksums import etag_checksum, stated_checksums
 

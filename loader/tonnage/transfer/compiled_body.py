@@ -10,7 +10,7 @@ import ctypes
 import struct
 from typing import TYPE_CHECKING
 
-from tonnage.source.error_classification import BODY_LIMIT
+from tonnage.source.request_failure import BODY_LIMIT
 from tonnage.transfer.body import CAPTURED, CHECKSUMMED
 from tonnage.transfer.curl_handle import libcurl
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pycurl
 
 from tonnage.errors import Reason
-from tonnage.source.error_classification import RequestFailure, Retry, classify
+from tonnage.source.request_failure import RequestFailure, Retry
 from tonnage.source.request_target import configure_handle
 from tonnage.source.responses import check_partial, parse_headers
 
@@ -131,6 +131,8 @@ class Connection:
         if self.failure is None and self.body.too_long:
             self.failure = self._range_failure("was too long")
         if self.failure is None and not (self.accepted and curl_code is None):
+            from tonnage.source.error_classification import classify  # not imported for requests that succeed
+
             self.status, headers = parse_headers(self._lines)
             self.failure = classify(
                 curl_code=curl_code,

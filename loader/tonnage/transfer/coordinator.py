@@ -22,7 +22,7 @@ from tonnage.errors import (
     error_for,
 )
 from tonnage.source.backoff import backoff_seconds
-from tonnage.source.error_classification import Retry
+from tonnage.source.request_failure import Retry
 from tonnage.transfer.bandwidth import BandwidthLimiter
 from tonnage.transfer.concurrency import INITIAL_CONNECTIONS, MIN_PART_SIZE, PART_SECONDS, ConnectionTuner
 from tonnage.transfer.credential_state import CredentialState
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tonnage.planning.segments import ByteRange
-    from tonnage.source.error_classification import RequestFailure
+    from tonnage.source.request_failure import RequestFailure
     from tonnage.transfer.checksum_tracker import CorruptTensor
     from tonnage.transfer.object_verification import CorruptObject
     from tonnage.transfer.peer_origin import PeerRange

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tonnage.cache.medium import BY_ADVICE
-from tonnage.source.error_classification import Retry
+from tonnage.source.request_failure import Retry
 from tonnage.transfer import body
 from tonnage.transfer.protocol import Setup, UpdateCredentials, UpdateTarget
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tonnage.source.error_classification import RequestFailure
+    from tonnage.source.request_failure import RequestFailure
     from tonnage.source.request_target import Credentials
     from tonnage.transfer.transfer_spec import TransferSpec
     from tonnage.transfer.worker_pool import WorkerPool

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tonnage.source.error_classification import RequestFailure
+from tonnage.source.request_failure import RequestFailure
 from tonnage.source.request_target import Credentials, RequestTarget
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pycurl
 from isal import isal_zlib
 
-from tonnage.source.error_classification import BODY_LIMIT
+from tonnage.source.request_failure import BODY_LIMIT
 from tonnage.transfer.body import CAPTURED, CHECKSUMMED
 
 if TYPE_CHECKING:

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tonnage.errors import Reason, error_classes
-from tonnage.source.error_classification import Retry, classify, parse_http_date, parse_retry_after, redact
+from tonnage.source.error_classification import classify, parse_http_date, parse_retry_after, redact
+from tonnage.source.request_failure import Retry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tonnage.source.error_classification import RequestFailure
+    from tonnage.source.request_failure import RequestFailure
 
 LABEL = "s3://bucket/model.tensors"
 NOW = 1_750_000_000.0

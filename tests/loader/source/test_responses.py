@@ -14,7 +14,7 @@ from tonnage.source.responses import check_partial, parse_headers, strong_etag
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from tonnage.source.error_classification import RequestFailure
+    from tonnage.source.request_failure import RequestFailure
 
 TARGET = RequestTarget(url="http://h/b/k", size=100, etag="abc", version_id="v1", label="s3://b/k")
 GOOD = {"content-range": "bytes 10-19/100", "etag": '"abc"', "content-length": "10", "x-amz-version-id": "v1"}

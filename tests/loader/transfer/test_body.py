@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 
 from support.receivers import COMPILED, PYTHON
 from tonnage.planning.segments import NOT_WRITTEN, SpanRole
-from tonnage.source.error_classification import BODY_LIMIT
+from tonnage.source.request_failure import BODY_LIMIT
 from tonnage.transfer.compiled_body import CompiledBody, ReceiveLibrary
 from tonnage.transfer.protocol import Fetch
 from tonnage.transfer.python_body import PythonBody
