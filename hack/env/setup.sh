@@ -54,12 +54,10 @@ find_python() {
     return 1
 }
 
-# add_venv PYTHON: installs what a distribution's Python needs to create environments.
+# add_venv PYTHON: as root, installs what a distribution's Python needs to create environments.
 add_venv() {
-    case $1 in
-    /usr/bin/*) apt_get "python$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv" >&2 ;;
-    *) false ;;
-    esac
+    [ "$(id -u)" = 0 ] && [ "${1#/usr/bin/}" != "$1" ] || return 1
+    apt_get "python$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv" >&2
 }
 
 if [ ! -x "$python" ] || ! new_enough "$python"; then
