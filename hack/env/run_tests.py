@@ -32,9 +32,12 @@ GROUPS = {
     "peers": ["loader/peers"],
     "engines": ["engines"],
     "loader": ["loader/cli", "loader/source", "loader/serialize"],
-    "repository": ["test_repository.py", "images", "local_cluster"],
     "chart": ["chart"],
+    "repository": ["test_repository.py", "images", "local_cluster"],
     "loading": ["loader/loading"],
+    "faults": [
+        f"loader/loading/test_{name}.py" for name in ("faults", "ineffective_locks", "object_checksums", "survival")
+    ],
     "other": [],
     "attach": ["attach"],
     "cache": ["loader/cache"],
@@ -178,7 +181,7 @@ def _start(folder: Path, name: str, paths: list[str]) -> PytestRun:
     # Separate base folders: parallel pytest processes would remove each other's.
     command = [sys.executable, "-m", "pytest", f"--basetemp={folder / name}", *paths]
     if name not in PROMPT:
-        command = ["nice", "-n5", *command]
+        command = ["nice", "-n10", *command]
     environment = {**os.environ, "TEST_GROUP": name, "TEST_GROUPS_FOLDER": str(folder)}
     with output.open("wb") as file:
         process = subprocess.Popen(
