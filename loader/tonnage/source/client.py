@@ -288,23 +288,20 @@ class _PendingRequest:
     def finish(self, curl: pycurl.Curl, code: int) -> Response:
         """Returns the response of a completed attempt."""
         status, headers = parse_headers(self.lines)
-        label, server = self.request.target.label, self.request.target.server
         failure = self.range_failure
         aborted = self.truncated and code == pycurl.E_WRITE_ERROR
-        connected = was_connected(curl)
         if failure is None and ((code and not aborted) or not 200 <= status < 300):
             from tonnage.source.error_classification import classify  # not imported for requests that succeed
 
-            transferred = not code or aborted
             failure = classify(
-                curl_code=None if transferred else code,
-                status=status if transferred else None,
-                headers=headers if transferred else {},
-                body=bytes(self.body) if transferred else b"",
-                label=label,
-                server=server,
-                connected=connected,
-                pinned=transferred and self.request.pinned,
+                curl_code=None if aborted else code,
+                status=status,
+                headers=headers,
+                body=bytes(self.body),
+                label=self.request.target.label,
+                server=self.request.target.server,
+                connected=was_connected(curl),
+                pinned=self.request.pinned,
             )
         if failure is None and self.request.exact:
             failure = self._check_range() or self._wrong_length()
