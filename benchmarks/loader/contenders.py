@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -69,9 +70,9 @@ class Contender:
 
 
 def tonnage_command() -> list[str]:
-    """Returns the command `tonnage`: the installed script, or `python -m tonnage`."""
-    script = Path(sys.executable).with_name("tonnage")
-    return [str(script)] if script.exists() else [sys.executable, "-m", "tonnage"]
+    """Returns the command `tonnage`: this environment's or the first on the PATH, or `python -m tonnage`."""
+    script = shutil.which("tonnage", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    return [script] if script else [sys.executable, "-m", "tonnage"]
 
 
 def s5cmd_program() -> str:
