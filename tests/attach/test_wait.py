@@ -187,20 +187,29 @@ def test_a_reader_alone_makes_a_load_show_its_shards(harness: StreamHarness) -> 
 
 
 @pytest.mark.parametrize("read", [True, False], ids=["with a reader", "without"])
-def test_shards_are_completed_one_by_one_while_readers_wait(harness: StreamHarness, *, read: bool) -> None:
-    limits = Limits(workers=6, connections=6, part_size=32 * KIB, segment_size=256 * KIB)
-    if read:
-        with loading(harness, limits=limits) as load:
-            load.result(60)
-    else:
-        harness.load(limits=limits)
-    starts = [
-        each.range[0] for each in harness.server.find_requests(method="GET", key=KEY) if each.range and each.range[0]
-    ]
-    end = len(harness.tensors_file) - 256 * KIB
-    before_the_last_shard = next(at for at, start in enumerate(starts) if start >= end)
-    # With a reader all but the last shard's own requests; without, those of workers that began earlier.
-    assert (before_the_last_shard > 0.7 * len(starts)) == read
+def test_workers_begin_with_the_first_shards_while_readers_wait(harness: StreamHarness, *, read: bool) -> None:
+    shard, workers = 256 * KIB, 6
+    limits = Limits(workers=workers, connections=workers, part_size=32 * KIB, segment_size=shard)
+    harness.server.add_fault(HELD_BACK, when=lambda each: each.key == KEY and bool(each.range and each.range[0]))
+
+    def starts(server: FaultyServer) -> list[int]:
+        return [each.range[0] for each in server.find_requests(method="GET", key=KEY) if each.range and each.range[0]]
+
+    def load() -> Report:
+        if read:
+            return harness.stream(lambda _: None, limits=limits)
+        return harness.load(limits=limits, environment={"TONNAGE_STALL_SECONDS": "30"}, anonymous=True)
+
+    with ThreadPoolExecutor(1) as pool:
+        report = pool.submit(load)
+        try:
+            harness.server.wait_for(lambda server: len(starts(server)) == workers)
+            first = starts(harness.server)
+        finally:
+            harness.release()
+        harness.assert_loaded(report.result(60))
+    apart = max(first) - min(first)
+    assert apart < 2 * shard if read else apart > (workers - 2) * shard
 
 
 def test_a_load_without_readers_makes_no_stream(harness: StreamHarness) -> None:

@@ -47,6 +47,8 @@ OPERATOR_NAMESPACE = "tonnage-system"
 WEBHOOK_CLIENT = "kube-apiserver"
 """Common name of the certificate that the API server presents to webhooks."""
 
+_ACCOUNT_TIMEOUT = 30.0
+_NO_ACCOUNT = b"error looking up service account"
 _AUDIT_POLICY = """
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -233,6 +235,9 @@ class ControlPlane:
     ) -> Any:
         """Sends a request and returns the response's JSON.
 
+        A pod that is refused because its namespace has no ServiceAccount yet is sent again: the controller manager,
+        which creates it, may just be starting.
+
         Args:
             method: The method.
             path: Path and query.
@@ -249,16 +254,24 @@ class ControlPlane:
         data = None
         if body is not None:
             data, headers["Content-Type"] = json.dumps(body).encode(), content_type
-        try:
-            response, text = self._send(self._connection(), method, path, data, headers)
-        except (http.client.BadStatusLine, ConnectionError, ssl.SSLEOFError):  # the server closed an idle connection
-            response, text = self._send(self._connection(fresh=True), method, path, data, headers)
-        if response.status >= 400:
-            error_body = io.BytesIO(text)
-            raise urllib.error.HTTPError(
-                self.url + path, response.status, response.reason, response.headers, error_body
-            )
-        return json.loads(text or b"null")
+        deadline = time.monotonic() + _ACCOUNT_TIMEOUT
+        while True:
+            try:
+                response, text = self._send(self._connection(), method, path, data, headers)
+            except (
+                http.client.BadStatusLine,
+                ConnectionError,
+                ssl.SSLEOFError,
+            ):  # the server closed an idle connection
+                response, text = self._send(self._connection(fresh=True), method, path, data, headers)
+            if response.status < 400:
+                return json.loads(text or b"null")
+            if response.status != 403 or _NO_ACCOUNT not in text or time.monotonic() > deadline:
+                reason = f"{response.reason}: {text[:1000].decode(errors='replace')}"
+                raise urllib.error.HTTPError(
+                    self.url + path, response.status, reason, response.headers, io.BytesIO(text)
+                )
+            time.sleep(0.05)
 
     def refusal(self, method: str, path: str, body: Any = None, **more: str) -> str:
         """Sends a request as ``request`` does; returns the message with which it is refused, empty after a success."""

@@ -1,4 +1,7 @@
-"""Libraries for ``LD_PRELOAD``: locks that lock nothing, and a resolver that never answers, as some systems have."""
+"""Libraries for ``LD_PRELOAD``: locks that lock nothing, and a resolver that never answers, as some systems have.
+
+Another one notices that a process asks its libraries to end.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +57,13 @@ int getaddrinfo(const char *node, const char *service, const struct addrinfo *hi
 """
 """Writes a line to the file in ``LC_ASKED`` and never answers, as with a name server that drops packets. A worker
 process gets only variables of some names, among them those that begin with ``LC_``."""
+
+REFUSES_TO_END = """\
+#include <unistd.h>
+
+__attribute__((destructor)) static void end(void) { _exit(99); }
+"""
+"""Ends a process with 99 if its libraries are asked to end, as OpenSSL is, whose memory its threads may still use."""
 
 
 def build_shim(source: str, folder: Path, *, compiler: str) -> Path:

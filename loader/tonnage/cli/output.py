@@ -38,6 +38,13 @@ def print_stderr(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def flush() -> None:
+    """Writes what is still buffered. Errors are ignored: both streams may be closed."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+
+
 def write_line(data: bytes) -> None:
     """Writes one line of JSON to standard output and flushes it.
 

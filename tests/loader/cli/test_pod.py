@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import msgspec
 import pytest
 
 from support.faults import Fault
+from support.preload_shims import REFUSES_TO_END, build_shim
 from support.report_server import ReportServer
 from support.tonnage_cli import CommandResult, run_tonnage, start_tonnage
 from tonnage.contract import Identity, Plan, S3Source, decode_report, encode_plan
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 IDENTITY = Identity(namespace="serving", name="llama", uid="u-1", generation=3)
 ENTRY = "r-0123456789ab"
 MOST_RESIDENT_KIB = 12 * 1024
+COMPILER = shutil.which("cc")
 
 
 @dataclass
@@ -71,8 +74,8 @@ class PodEnvironment:
             **more,
         }
 
-    def run(self, *more: str | Path) -> CommandResult:
-        return run_tonnage(*self.load_arguments(*more), environment=self.env())
+    def run(self, *more: str | Path, **environment: str) -> CommandResult:
+        return run_tonnage(*self.load_arguments(*more), environment=self.env(**environment))
 
     @contextlib.contextmanager
     def holding(self, *more: str) -> Iterator[subprocess.Popen[str]]:
@@ -249,6 +252,19 @@ def test_a_sidecar_is_ready_before_it_reports(pod: PodEnvironment) -> None:
         assert pod.ready.exists()
         process.terminate()
         assert process.wait(10) == 0
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs a C compiler, for a library that notices its end")
+def test_a_process_ends_before_the_libraries_that_its_threads_still_use(pod: PodEnvironment) -> None:
+    """A thread may wait for the report's endpoint: in OpenSSL it crashed about one process of ten at its end."""
+    assert COMPILER is not None
+    pod.run()
+    pod.report_server.unresponsive = True
+    shim = build_shim(REFUSES_TO_END, pod.folder, compiler=COMPILER)
+    finished = pod.run(LD_PRELOAD=str(shim))
+    assert finished.report["outcome"] == "hit"
+    assert "can't be sent to https://localhost:" in finished.stderr
+    assert finished.returncode == 0
 
 
 def test_invalid_arguments_are_in_the_termination_message(pod: PodEnvironment) -> None:
