@@ -256,7 +256,7 @@ def test_a_sidecar_is_ready_before_it_reports(pod: PodEnvironment) -> None:
 
 @pytest.mark.skipif(COMPILER is None, reason="needs a C compiler, for a library that notices its end")
 def test_a_process_ends_before_the_libraries_that_its_threads_still_use(pod: PodEnvironment) -> None:
-    """A thread may wait for the report's endpoint: in OpenSSL it crashed about one process of ten at its end."""
+    """A thread may still send the report: in OpenSSL it crashed one of ten processes with many certificates to read."""
     assert COMPILER is not None
     pod.run()
     pod.report_server.unresponsive = True
