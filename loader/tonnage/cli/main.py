@@ -6,6 +6,7 @@ than starting Python.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import os
@@ -31,11 +32,12 @@ objects all stay, spends a tenth of its time on that."""
 def command() -> NoReturn:
     """Runs this process's command line, and ends the process.
 
-    The interpreter doesn't end it, nor the C library: a thread that still sends a report or computes a hash would crash
-    when OpenSSL's memory is freed, and to look at all objects takes 10 ms.
+    Interpreter and C library don't end in order: a thread that still sends a report or computes a hash would crash when
+    OpenSSL's memory is freed, and to look at all objects takes 10 ms.
     """
     gc.set_threshold(YOUNG_OBJECTS)
     exit_code = main()
+    atexit._run_exitfuncs()  # noqa: SLF001  # they remove temporary files
     output.flush()
     os._exit(exit_code)
 

@@ -242,6 +242,7 @@ def find_ca_bundle(requested: str, environment: Mapping[str, str], *, configured
 @functools.lru_cache(maxsize=8)
 def _with_added_cas(bundle: str, added: str) -> tempfile._TemporaryFileWrapper[bytes]:
     """Returns a file with the CAs of a bundle and others. It is removed when the process ends."""
+    import atexit
     import tempfile
 
     path = Path(bundle)
@@ -249,6 +250,7 @@ def _with_added_cas(bundle: str, added: str) -> tempfile._TemporaryFileWrapper[b
         files = sorted(path.glob("*.[0-9]")) if path.is_dir() else [path]
         parts = [each.read_bytes() for each in files] if bundle else []
         made = tempfile.NamedTemporaryFile(prefix="tonnage-ca-", suffix=".pem")  # noqa: SIM115
+        atexit.register(made.close)
         made.write(b"\n".join([*parts, added.encode(), b""]))
         made.flush()
     except OSError as error:

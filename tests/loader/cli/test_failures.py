@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from operator_support.waiting import eventually
 from support.faults import Fault
 from support.models import make_tensors, to_tensors_file
 from support.s3_server import NO_PERMISSIONS, SeaweedS3
@@ -124,9 +125,15 @@ def test_a_model_is_loaded_from_a_server_of_the_administrators_ca(
     (temporary := tmp_path / "tmp").mkdir()
     environment = {"TONNAGE_CA_PEM": authority.bundle.read_text(), "TMPDIR": str(temporary)}
     url = f"{faulty_tls_server.url}/m/x.tensors"
-    finished = run_tonnage("load", url, "--cache", tmp_path / "cache", environment=environment)
+    arguments = ["load", url, "--cache", tmp_path / "cache"]
+    finished = run_tonnage(*arguments, environment=environment)
     assert (finished.returncode, finished.report["outcome"]) == (0, "loaded")
     assert not list(temporary.iterdir())
+    with start_tonnage(*arguments, "--hold", environment=environment) as holder:
+        assert holder.stdout is not None
+        assert '"hit"' in holder.stdout.readline()
+        eventually(lambda: not list(temporary.iterdir()))
+        assert holder.poll() is None
 
 
 def test_a_deadline_is_kept(faulty_server: FaultyServer, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 from typing import TYPE_CHECKING
 
@@ -69,4 +70,5 @@ def hold_locks(descriptors: Sequence[int], invocation: Invocation) -> None:
 
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     if not invocation.cancellation.canceled():
+        atexit._run_exitfuncs()  # noqa: SLF001  # as at the end of other commands: they remove temporary files
         exec_holder(descriptors)
