@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 # Where nginx may be: hack/env/setup.sh puts one into .venv if there is none.
-export PATH := $(PATH):/usr/sbin:$(CURDIR)/$(BIN)
+export PATH := $(PATH):/usr/sbin:$(CURDIR)/$(VENV)/nginx
 # What hack/env/engines.sh and tests/engines take from the environment.
 export VLLM ENGINE_MATRIX
 # With it each of some thousand processes would compile PyTorch, kopf and all else again.

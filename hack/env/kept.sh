@@ -1,10 +1,10 @@
 #!/bin/sh
-# Keeps between clones what each would compute again: mypy's cache, and the bytecode of installed packages.
+# Keeps between clones what each would make again: mypy's cache, the bytecode of installed packages, nginx.
 #
 #   hack/env/kept.sh save NAME FOLDER [PATTERN]   keeps the files of FOLDER whose names match PATTERN (all)
 #   hack/env/kept.sh restore NAME FOLDER          adds what was kept to FOLDER; nothing if there is none
 #
-# It is kept outside the clone, for the pinned versions and this Python: with others it would be worth nothing. Python and
+# It is kept outside the clone, for the pinned versions and this Python: with others most would be worth nothing. Python and
 # mypy compare it with the sources and replace what does not match, so it is never wrong, only more or less useful.
 # Where it can't be kept, as on a full disk, that is printed, and no command fails.
 set -eu

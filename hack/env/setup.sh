@@ -39,17 +39,18 @@ apt_get() {
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null
 }
 
-# Puts Debian's nginx into .venv: to install its package would start a server on port 80.
+# Puts Debian's nginx into .venv/nginx: to install its package would start a server on port 80.
 unpack_nginx() {
     command -v apt-get >/dev/null && command -v dpkg >/dev/null || return 1
     log "unpacking nginx into $venv (apt-get)"
     folder=$(mktemp -d)
     [ "$(id -u)" != 0 ] || [ -n "$apt_updated" ] || apt-get update -qq >/dev/null
     (cd "$folder" && apt-get -qq -o APT::Sandbox::User=root download nginx && dpkg -x nginx_*.deb .) >/dev/null &&
-        install -m 755 "$folder/usr/sbin/nginx" "$venv/bin/nginx" && found=yes || found=no
+        install -D -m 755 "$folder/usr/sbin/nginx" "$venv/nginx/nginx" && found=yes || found=no
     rm -rf "$folder"
-    [ $found = yes ]
+    [ $found = yes ] && hack/env/kept.sh save nginx "$venv/nginx"
 }
+has_nginx() { command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || [ -x "$venv/nginx/nginx" ]; }
 
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
@@ -85,7 +86,8 @@ fi
 # Tests of tensorizer's encrypted files need libsodium, those of peers and the benchmark nginx, the benchmark also curl.
 has_library() { "$python" -c "import ctypes.util, sys; sys.exit(not ctypes.util.find_library('$1'))"; }
 has_library sodium || apt_get libsodium23 || log "libsodium is missing; tests of encrypted files will be skipped"
-command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || [ -x "$venv/bin/nginx" ] || unpack_nginx ||
+has_nginx || hack/env/kept.sh restore nginx "$venv/nginx"
+has_nginx || unpack_nginx ||
     log "nginx is missing, please install it: tests of peers will fail, and the benchmark will use its own server"
 if [ "$purpose" = bench ]; then
     command -v curl >/dev/null || apt_get curl || log "curl is missing; the benchmark will skip it"
