@@ -125,7 +125,7 @@ def test_a_model_is_loaded_from_a_server_of_the_administrators_ca(
     (temporary := tmp_path / "tmp").mkdir()
     environment = {"TONNAGE_CA_PEM": authority.bundle.read_text(), "TMPDIR": str(temporary)}
     url = f"{faulty_tls_server.url}/m/x.tensors"
-    arguments = ["load", url, "--cache", tmp_path / "cache"]
+    arguments: list[str | Path] = ["load", url, "--cache", tmp_path / "cache"]
     finished = run_tonnage(*arguments, environment=environment)
     assert (finished.returncode, finished.report["outcome"]) == (0, "loaded")
     assert not list(temporary.iterdir())
