@@ -1,4 +1,4 @@
-"""Runs all tests, in three pytest processes more than there are cores, since many tests wait more than they compute.
+"""Runs all tests, in four pytest processes more than there are cores, since many tests wait more than they compute.
 
 The processes take groups of folders and files: first those that wait most, at last small ones, so that no core is idle.
 All others yield to tests with a control plane, which wait for controllers and the kubelet. The last lines have a table
@@ -7,6 +7,7 @@ of the groups, for how long cores were idle, and the number of tests.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -46,13 +47,16 @@ GROUPS = {
 engines, and "pods" uses the node of "node" (see ``e2e_support.shared_cluster``). A file is in the group that names it,
 or in that of its innermost folder; "other" has all that are in no other group. Tests of "cache" fork often, in a
 process that has not imported PyTorch."""
-MORE_PROCESSES = 3
+MORE_PROCESSES = 4
 """How many groups more than there are cores run beside each other: those of pods and of peers wait most of the time."""
 WAITS_FOR = {"pods": "cluster.json"}
 """Groups that do nothing until another group has written a file (``e2e_support.shared_cluster``). Another one runs
 meanwhile."""
 PROMPT = {"node", "pods", "control-plane"}
 """Groups to which the others yield."""
+NICENESS = 10
+"""By how much. Linux divides the cores among sessions first, and compares the niceness of processes of one session only
+(``sched_autogroup``): so each group has a session, with its own niceness."""
 PROGRESS_INTERVAL_SECONDS = 60
 COUNTED = ("passed", "failed", "error", "skipped")
 
@@ -187,14 +191,23 @@ def _start(folder: Path, name: str, paths: list[str]) -> PytestRun:
     output = folder / f"{name}.log"
     # Separate base folders: parallel pytest processes would remove each other's.
     command = [sys.executable, "-m", "pytest", f"--basetemp={folder / name}", *paths]
-    if name not in PROMPT:
-        command = ["nice", "-n10", *command]
+    niceness = -NICENESS if name in PROMPT else NICENESS
+    if niceness > 0:
+        command = ["nice", f"-n{niceness}", *command]
     # With GOGC, kubectl, SeaweedFS and other programs in Go collect garbage less often, which takes less CPU time.
     environment = {**os.environ, "TEST_GROUP": name, "TEST_GROUPS_FOLDER": str(folder), "GOGC": "400"}
     with output.open("wb") as file:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
+    with contextlib.suppress(OSError):  # not root, or another kernel
+        Path(f"/proc/{process.pid}/autogroup").write_text(str(niceness))
     return PytestRun(name, process, output)
 
 
