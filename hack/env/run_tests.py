@@ -40,6 +40,7 @@ GROUPS = {
     "faults": [
         f"loader/loading/test_{name}.py" for name in ("faults", "ineffective_locks", "object_checksums", "survival")
     ],
+    "controller": ["controller"],
     "other": [],
     "cache": ["loader/cache"],
 }
