@@ -149,10 +149,9 @@ class Fleet:
         if process is None:
             return
         if kill:
-            for child in _children(process.pid):
+            for each in _freeze(process.pid):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
-            process.kill()
+                    os.kill(each, signal.SIGKILL)
         else:
             process.terminate()
         process.wait(30)
@@ -244,9 +243,10 @@ def source_of(bucket: str, endpoint: str) -> S3Source:
     return S3Source(bucket=bucket, prefix="model/", endpoint=endpoint, region="us-east-1")
 
 
-def _children(pid: int) -> list[int]:
-    """Returns the processes below a process, the farthest first."""
-    with contextlib.suppress(OSError), Path(f"/proc/{pid}/task/{pid}/children").open() as file:
-        direct = [int(each) for each in file.read().split()]
-        return [each for child in direct for each in (*_children(child), child)]
+def _freeze(pid: int) -> list[int]:
+    """Stops a process and all below it, and returns them. nginx would replace a worker that is killed before itself."""
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGSTOP)
+        direct = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [pid, *(each for child in direct for each in _freeze(child))]
     return []
