@@ -1,7 +1,7 @@
-"""Runs all tests, in four pytest processes more than there are cores, since many tests wait more than they compute.
+"""Runs all tests, in three pytest processes more than there are cores, since many tests wait more than they compute.
 
 The processes take groups of folders and files: first those that wait most, at last small ones, so that no core is idle.
-All others yield to tests with a control plane, which wait for controllers and the kubelet. The last lines have a table
+All others yield to tests with a control plane or peers, which wait for controllers, the kubelet and each other. The last lines have a table
 of the groups, for how long cores were idle, and the number of tests.
 """
 
@@ -48,12 +48,12 @@ GROUPS = {
 engines, and "pods" uses the node of "node" (see ``e2e_support.shared_cluster``). A file is in the group that names it,
 or in that of its innermost folder; "other" has all that are in no other group. Tests of "cache" fork often, in a
 process that has not imported PyTorch."""
-MORE_PROCESSES = 4
+MORE_PROCESSES = 3
 """How many groups more than there are cores run beside each other: those of pods and of peers wait most of the time."""
 WAITS_FOR = {"pods": "cluster.json"}
 """Groups that do nothing until another group has written a file (``e2e_support.shared_cluster``). Another one runs
 meanwhile."""
-PROMPT = {"node", "pods", "control-plane"}
+PROMPT = {"node", "pods", "control-plane", "peers"}
 """Groups to which the others yield."""
 NICENESS = 10
 """By how much. Linux divides the cores among sessions first, and compares the niceness of processes of one session only

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -115,7 +116,7 @@ def test_of_nodes_that_load_at_once_one_reads_all_headers_and_the_others_take_th
             reports = [finish(each) for each in running]
         found = {name: len(header_requests(server, name)) for name in names}
     for name, report in zip(names, reports, strict=True):
-        assert (report["outcome"], report["dropped_peers"]) == ("loaded", []), report
+        assert (report["outcome"], report["dropped_peers"]) == ("loaded", []), json.dumps(report)
         assert report["headers_digest"] == reports[0]["headers_digest"] != ""
         assert_tensors_equal(load_safetensors_dir(fleet.model_folder(fleet.nodes[name], report)), tensors)
     if reader == "of this release":
