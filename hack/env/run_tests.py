@@ -1,8 +1,8 @@
 """Runs all tests, in three pytest processes more than there are cores, since many tests wait more than they compute.
 
 The processes take groups of folders and files: first those that wait most, at last small ones, so that no core is idle.
-All others yield to tests with a control plane or peers, which wait for controllers, the kubelet and each other. The last lines have a table
-of the groups, for how long cores were idle, and the number of tests.
+All others yield to tests with a control plane or peers, which wait for controllers, the kubelet and each other. The
+last lines have a table of the groups, for how long cores were idle, and the number of tests.
 """
 
 from __future__ import annotations
