@@ -256,14 +256,7 @@ class ControlPlane:
             data, headers["Content-Type"] = json.dumps(body).encode(), content_type
         deadline = time.monotonic() + _ACCOUNT_TIMEOUT
         while True:
-            try:
-                response, text = self._send(self._connection(), method, path, data, headers)
-            except (
-                http.client.BadStatusLine,
-                ConnectionError,
-                ssl.SSLEOFError,
-            ):  # the server closed an idle connection
-                response, text = self._send(self._connection(fresh=True), method, path, data, headers)
+            response, text = self._exchange(method, path, data, headers)
             if response.status < 400:
                 return json.loads(text or b"null")
             if response.status != 403 or _NO_ACCOUNT not in text or time.monotonic() > deadline:
@@ -272,6 +265,15 @@ class ControlPlane:
                     self.url + path, response.status, reason, response.headers, io.BytesIO(text)
                 )
             time.sleep(0.05)
+
+    def _exchange(
+        self, method: str, path: str, data: bytes | None, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        """Returns the response and its body; a new connection replaces an idle one that the server has closed."""
+        try:
+            return self._send(self._connection(), method, path, data, headers)
+        except (http.client.BadStatusLine, ConnectionError, ssl.SSLEOFError):
+            return self._send(self._connection(fresh=True), method, path, data, headers)
 
     def refusal(self, method: str, path: str, body: Any = None, **more: str) -> str:
         """Sends a request as ``request`` does; returns the message with which it is refused, empty after a success."""
