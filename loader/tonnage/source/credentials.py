@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,9 @@ class Botocore:
         environment: The variables that it reads.
         deadline: Value of ``time.monotonic()`` by which it must have answered; None: no limit but its own.
         canceled: Polled while it is waited for; True ends the wait.
+
+    Attributes:
+        lock: To be held by whoever asks it: a load with peers has threads that do.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Botocore:
         self.environment = os.environ if environment is None else environment
         self._deadline = deadline
         self._canceled = canceled or (lambda: False)
+        self.lock = threading.Lock()
         self._process: BotocoreProcess | None = None
 
     def settings(self) -> AwsSettings:
@@ -111,7 +116,7 @@ class Botocore:
 
 
 class CredentialProvider:
-    """Provides the credentials of one source and refreshes them before they expire.
+    """Provides the credentials of one source and refreshes them before they expire. Any thread may ask.
 
     Args:
         anonymous: Requests are not signed; there are no credentials.
@@ -153,18 +158,19 @@ class CredentialProvider:
         """
         if self._anonymous:
             return None
-        if self._current is None:
-            self._current = self._load()
+        with self._botocore.lock:
+            if self._current is None:
+                self._current = self._load()
+                return self._current
+            remaining = _seconds_to_expiry(self._current)
+            if remaining < REFRESH_MARGIN and time.monotonic() - self._failed_at > REFRESH_PAUSE:
+                try:
+                    self._current = self._load(wait=remaining < BLOCKING_MARGIN) or self._current
+                except TonnageError:
+                    self._failed_at = time.monotonic()
+                    if remaining <= 0:
+                        raise
             return self._current
-        remaining = _seconds_to_expiry(self._current)
-        if remaining < REFRESH_MARGIN and time.monotonic() - self._failed_at > REFRESH_PAUSE:
-            try:
-                self._current = self._load(wait=remaining < BLOCKING_MARGIN) or self._current
-            except TonnageError:
-                self._failed_at = time.monotonic()
-                if remaining <= 0:
-                    raise
-        return self._current
 
     def refresh(self, failed: Credentials | None = None) -> Credentials | None:
         """Loads the credentials again and returns them, changed or not; None for anonymous access.
@@ -178,10 +184,11 @@ class CredentialProvider:
         """
         if self._anonymous:
             return None
-        if failed is None or self._current is None or self._current == failed:
-            self._botocore.close()
-            self._current = self._load()
-        return self._current
+        with self._botocore.lock:
+            if failed is None or self._current is None or self._current == failed:
+                self._botocore.close()
+                self._current = self._load()
+            return self._current
 
     def _load(self, *, wait: bool = True) -> Credentials | None:
         """Returns the credentials; None only if ``wait`` is False and botocore hasn't answered yet."""

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,6 +106,17 @@ def test_a_credential_process_gives_credentials(bare: dict[str, str], tmp_path: 
     Path(bare["AWS_CONFIG_FILE"]).write_text(f"[default]\ncredential_process = {program}\n")
     with contextlib.closing(Botocore(bare)) as botocore:
         assert botocore.credentials() == Credentials(access_key="k:1", secret_key="s", session_token="t")
+
+
+def test_threads_that_ask_at_once_get_the_same_credentials(bare: dict[str, str], tmp_path: Path) -> None:
+    program = write_program(
+        tmp_path / "helper", """sleep 0.2; echo '{"Version": 1, "AccessKeyId": "key", "SecretAccessKey": "s"}'"""
+    )
+    Path(bare["AWS_CONFIG_FILE"]).write_text(f"[default]\ncredential_process = {program}\n")
+    with contextlib.closing(Botocore(bare)) as botocore, ThreadPoolExecutor(4) as pool:
+        providers = [CredentialProvider(botocore=botocore) for _ in range(2)] * 2
+        found = list(pool.map(lambda provider: provider.current(), providers))
+    assert found == [Credentials(access_key="key", secret_key="s")] * 4
 
 
 @pytest.mark.parametrize("kind", ["missing", "a directory"])

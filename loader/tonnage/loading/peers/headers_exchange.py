@@ -32,8 +32,7 @@ class HeadersOfPeers:
 
     def __init__(self) -> None:
         self.digest = ""
-        self._items: Sequence[ResolvedObject] | None = None
-        self._entry: Entry | None = None
+        self._awaited: tuple[Sequence[ResolvedObject], Entry] | None = None
         self._asks = False
         self._not_before: dict[str, float] = {}
         self._lock = threading.Lock()
@@ -41,7 +40,7 @@ class HeadersOfPeers:
 
     def expect(self, items: Sequence[ResolvedObject], entry: Entry) -> None:
         """Begins to look for the file, for these objects of an entry."""
-        self._items, self._entry = items, entry
+        self._awaited = items, entry
 
     def next_peer(self, expected: str, views: Collection[PeerView], now: float) -> PeerView | None:
         """Returns the peer that is to be asked for the file now; None: none.
@@ -51,7 +50,7 @@ class HeadersOfPeers:
             views: The peers, as they were last seen.
             now: Monotonic, in seconds.
         """
-        if self._asks or self.digest or not expected or self._items is None:
+        if self._asks or self.digest or not expected or self._awaited is None:
             return None
         for view in views:
             if may_have_headers(view, expected) and self._not_before.get(view.node, 0.0) <= now:
@@ -70,14 +69,19 @@ class HeadersOfPeers:
 
     def take_over(self, data: bytes, expected: str) -> KnownHeaders | None:
         """Shows the file to peers, and returns what it has; None if it is not the expected one, or can't be read."""
-        if self.digest or self._items is None or self._entry is None or headers_digest(data) != expected:
+        awaited = self._awaited
+        if self.digest or awaited is None or headers_digest(data) != expected:
             return None
+        items, entry = awaited
         try:
-            found = known_headers(decode_headers(data), self._items)
+            found = known_headers(decode_headers(data), items)
         except CacheDamaged:
             return None
-        self._items = None
-        self.show(self._entry, data)
+        with self._lock:
+            if self._awaited is None:
+                return None  # the other thread has taken it over meanwhile
+            self._awaited = None
+        self.show(entry, data)
         return found
 
     def show(self, entry: Entry, data: bytes) -> str:
