@@ -45,7 +45,7 @@ class Botocore:
         canceled: Polled while it is waited for; True ends the wait.
 
     Attributes:
-        lock: To be held by whoever asks it: a load with peers has threads that do.
+        lock: Held while it is asked: a load with peers has several threads that do.
     """
 
     def __init__(
