@@ -121,7 +121,7 @@ class Walkthrough:
             report = pod.last_report()
             expect(report.downloaded_bytes == 0, f"{pod.name} downloaded {report.downloaded_bytes} bytes")
             expect(report.revision == revision, f"{pod.name} has revision {report.revision}, not {revision}")
-            expect("serving" in pod.logs(), f"{pod.name} does not serve")
+            pod.wait_for_log("serving")
             self._printer.print_details(f"{pod.name}: {report.outcome} in {1000 * report.seconds:.0f} ms")
 
     def _wait_until_evicted(self, revision: str) -> None:
