@@ -6,6 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from operator_support import objects
+from operator_support.waiting import eventually
 from tonnage_operator.api import names
 from tonnage_operator.api.status import SeenRevision
 from tonnage_operator.domain.modelweights.revisions import parse_resolve_report
@@ -73,7 +74,10 @@ def volumes_by_name(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def create_pvc(harness: OperatorHarness, name: str = "weights") -> None:
-    """Creates a claim and a volume that Kubernetes binds to it."""
+    """Creates a claim and a volume, and waits until Kubernetes has bound them.
+
+    The scheduler may look at a pod for the last time just before its claim is bound, and then not again for minutes.
+    """
     pv: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
@@ -97,4 +101,6 @@ def create_pvc(harness: OperatorHarness, name: str = "weights") -> None:
         },
     }
     harness.plane.request("POST", "/api/v1/persistentvolumes", pv)
-    harness.plane.request("POST", f"/api/v1/namespaces/{harness.namespace}/persistentvolumeclaims", pvc)
+    claims = f"/api/v1/namespaces/{harness.namespace}/persistentvolumeclaims"
+    harness.plane.request("POST", claims, pvc)
+    eventually(lambda: harness.plane.request("GET", f"{claims}/{name}")["status"]["phase"] == "Bound", timeout=30)
