@@ -1,10 +1,14 @@
 /* Copies groups of tensors from files to a device, through pinned buffers, with threads that need no GIL.
  *
  * Each thread has a few buffers, which it allocates and pins itself when it is first to copy. It takes the next chunk
- * of the tensors, reads it into a buffer and starts the copy to the device itself, and reads the next chunk into its
- * next buffer meanwhile. So no thread waits for another, and the lines of a buffer stay in the caches of the core that
- * fills it: buffers of all threads and of all processes that copy at once should fit the processor's last cache (the
- * size is chosen in copy_options.py).
+ * of the tensors, reads it into a buffer, and reads the next chunk into its next buffer while the first one is copied.
+ * So no thread waits for another, and the lines of a buffer stay in the caches of the core that fills it: buffers of
+ * all threads and of all processes that copy at once should fit the processor's last cache (the size is chosen in
+ * copy_options.py).
+ *
+ * The bus is idle for some microseconds after each copy, in whatever stream the next one is, but not within a batch of
+ * copies. So buffers that are read go to the device in batches: while one is copied, and another one waits in the
+ * stream, further buffers become the next batch. Drivers without batches get each copy by itself.
  *
  * A chunk is read in pieces, each by one of two ways: `pread`, or a copy from a mapping that the thread has for itself.
  * The share of each is set from outside (ring_set_mapped_share), by what ring_read_stats measures.
@@ -24,11 +28,13 @@
 #include <time.h>
 #include <unistd.h>
 
-#define RING_ABI 3
+#define RING_ABI 4
 #define SHARES 16            /* mapped_share is in sixteenths of the pieces */
 #define MAX_EXTENTS 4096     /* of a chunk, so that the lock is held for a bounded time */
 #define PAGE 4096
 #define PIN_PORTABLE 1u      /* CU_MEMHOSTREGISTER_PORTABLE */
+#define BATCH_SLOTS 4        /* buffers of a batch; with eight, no more was copied */
+#define MAX_STARTED 2        /* batches: one that is copied, and one that waits for it */
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -40,11 +46,23 @@ struct extent {
     uint64_t file, source, target, length;
 };
 
+/* CUmemcpyAttributes. */
+struct attributes {
+    int32_t source_order;   /* IN_STREAM_ORDER */
+    int32_t source_location[2], target_location[2];     /* hints for managed memory */
+    uint32_t flags;
+};
+enum { IN_STREAM_ORDER = 1 };   /* CU_MEMCPY_SRC_ACCESS_ORDER_STREAM */
+
 /* Driver functions return 0 for success. */
 struct device {
     int (*set_context)(void *context);
     int (*copy)(uint64_t target, const void *source, size_t length, void *stream);
+    /* NULL: there are no batches */
+    int (*copy_batch)(uint64_t *targets, uint64_t *sources, size_t *lengths, size_t count, struct attributes *attributes,
+                      size_t *attribute_indexes, size_t attribute_count, size_t *failed, void *stream);
     int (*record)(void *event, void *stream);
+    int (*query)(void *event);
     int (*synchronize)(void *event);
     int (*pin)(void *address, size_t length, unsigned flags);   /* NULL: buffers are not pinned */
     int (*unpin)(void *address);
@@ -73,16 +91,19 @@ struct group {
     struct extent extents[];
 };
 
+enum state { IDLE, READING, PENDING, COPYING }; /* PENDING: read, and not in a batch yet */
+
 /* A buffer, and the chunk that it holds: a range of a group. */
 struct slot {
     char *address;
-    void *event;
+    enum state state;
+    struct slot *next;      /* the next pending one */
+    uint64_t batch;         /* if COPYING: number of its batch; the first one is 1 */
     struct group *group;
     uint64_t start, end;
     uint64_t bytes;         /* bytes of extents in this range */
     uint32_t extent;        /* first extent, and what is taken of it before the chunk */
     uint64_t done;
-    int copying;
 };
 
 struct ring {
@@ -96,6 +117,10 @@ struct ring {
     uint64_t spin_nanoseconds;
     struct slot *slots;
     uint32_t slots_each;                /* the first slots_each are those of thread 0, and so on */
+    void **events;                      /* as many as slots; batches take them in turn */
+    struct slot *pending, **pending_end;
+    uint32_t pending_count, max_batch;
+    uint64_t batches_taken, batches_started, batches_ended; /* as far as is known */
     uint32_t prepared;                  /* threads whose buffers are ready */
     uint64_t pinned;                    /* bytes */
     struct group *groups, **groups_end, *next_group;
@@ -171,7 +196,7 @@ static int take_chunk(struct ring *ring, struct slot *slot) {
     struct group *group = ring->next_group;
     if (!group)
         return 0;
-    *slot = (struct slot){.address = slot->address, .event = slot->event, .group = group, .extent = group->extent,
+    *slot = (struct slot){.address = slot->address, .state = READING, .group = group, .extent = group->extent,
                           .done = group->done};
     slot->start = slot->end = group->extents[group->extent].target + group->done;
     uint64_t limit = slot->start + ring->slot_bytes;
@@ -295,22 +320,96 @@ static int complete(const struct ring *ring) {
     return ring->finished && !ring->next_group && !ring->outstanding;
 }
 
-/* Starts the copy of a slot's chunk. The lock is not held. */
-static int start_copy(struct ring *ring, struct slot *slot) {
-    int code = ring->device.copy(slot->group->base + slot->start, slot->address, slot->end - slot->start,
-                                 ring->device.stream);
-    return code ? code : ring->device.record(slot->event, ring->device.stream);
+static void *batch_event(const struct ring *ring, uint64_t batch) {
+    return ring->events[batch % (ring->handle_count * ring->slots_each)];
+}
+
+/* Starts the copies of a batch; returns 0 or the driver's error code. The lock is not held. */
+static int start_copies(struct ring *ring, struct slot *const *slots, uint32_t count, void *event) {
+    const struct device *device = &ring->device;
+    uint64_t targets[BATCH_SLOTS], sources[BATCH_SLOTS];
+    size_t lengths[BATCH_SLOTS], first = 0, failed;
+    struct attributes attributes = {.source_order = IN_STREAM_ORDER};
+    for (uint32_t number = 0; number < count; number++) {
+        targets[number] = slots[number]->group->base + slots[number]->start;
+        sources[number] = (uint64_t)(uintptr_t)slots[number]->address;
+        lengths[number] = slots[number]->end - slots[number]->start;
+    }
+    int code = 0;
+    if (count == 1 || device->copy_batch(targets, sources, lengths, count, &attributes, &first, 1, &failed,
+                                         device->stream))    /* a device may lack what its driver has */
+        for (uint32_t number = 0; number < count && !code; number++)
+            code = device->copy(targets[number], slots[number]->address, lengths[number], device->stream);
+    int recorded = device->record(event, device->stream);   /* also after a failure: some copies may have begun */
+    return code ? code : recorded;
+}
+
+/* Returns whether the next batch should be started now: a full one while another is copied, or what there is if the bus
+ * is idle. The lock is held. */
+static int is_due(struct ring *ring) {
+    if (ring->max_batch == 1)
+        return 1;
+    while (ring->batches_ended < ring->batches_started && !ring->device.query(batch_event(ring, ring->batches_ended + 1)))
+        ring->batches_ended++;
+    uint64_t busy = ring->batches_taken - ring->batches_ended;
+    return !busy || (busy < MAX_STARTED && ring->pending_count >= ring->max_batch);
+}
+
+/* Starts the copies of pending slots: all of them, or what is due. The lock is held, and released meanwhile. */
+static void start_pending(struct ring *ring, int all) {
+    /* another thread that starts a batch looks again when it has done so */
+    while (ring->pending && ring->batches_taken == ring->batches_started && (all || is_due(ring))) {
+        struct slot *slots[BATCH_SLOTS];
+        uint32_t count = 0;
+        uint64_t batch = ++ring->batches_taken;
+        while (ring->pending && count < ring->max_batch) {
+            struct slot *slot = slots[count++] = ring->pending;
+            ring->pending = slot->next;
+            slot->state = COPYING;
+            slot->batch = batch;
+        }
+        if (!ring->pending)
+            ring->pending_end = &ring->pending;
+        ring->pending_count -= count;
+        pthread_mutex_unlock(&ring->lock);
+        int code = start_copies(ring, slots, count, batch_event(ring, batch));
+        pthread_mutex_lock(&ring->lock);
+        ring->batches_started = batch;
+        announce(ring);
+        if (code)
+            fail(ring, FAILED_DEVICE, code, -1, 0);
+    }
+}
+
+/* Adds a slot that has been read to those that are copied next. The lock is held, and released meanwhile. */
+static void add_pending(struct ring *ring, struct slot *slot) {
+    slot->state = PENDING;
+    *ring->pending_end = slot;
+    ring->pending_end = &slot->next;
+    ring->pending_count++;
+    start_pending(ring, 0);
 }
 
 /* Waits for a slot's copy. The lock is held, and released meanwhile. */
 static void finish_copy(struct ring *ring, struct slot *slot) {
-    pthread_mutex_unlock(&ring->lock);
-    int code = ring->device.synchronize(slot->event);
-    pthread_mutex_lock(&ring->lock);
-    slot->copying = 0;
+    while (slot->state == PENDING || slot->batch > ring->batches_started) {
+        start_pending(ring, 1);
+        if (slot->state == PENDING || slot->batch > ring->batches_started)
+            wait_for_change(ring);
+    }
+    if (slot->batch > ring->batches_ended) {
+        uint64_t batch = slot->batch;
+        pthread_mutex_unlock(&ring->lock);
+        int code = ring->device.synchronize(batch_event(ring, batch));
+        pthread_mutex_lock(&ring->lock);
+        if (code)
+            fail(ring, FAILED_DEVICE, code, -1, 0);
+        else if (batch > ring->batches_ended)
+            ring->batches_ended = batch;
+        start_pending(ring, 0);
+    }
+    slot->state = IDLE;
     ring->outstanding--;
-    if (code)
-        fail(ring, FAILED_DEVICE, code, -1, 0);
     slot->group->left -= slot->bytes;
     ring->copied += slot->bytes;
     if (!slot->group->left)
@@ -336,6 +435,8 @@ static void prepare(struct worker *worker) {
     worker->prepared = 1;
     pthread_mutex_lock(&ring->lock);
     ring->prepared++;
+    if (!worker->pinned)
+        ring->max_batch = 1;    /* of memory that isn't pinned, the driver makes copies that it waits for */
     ring->pinned += worker->pinned ? bytes : 0;
     pthread_mutex_unlock(&ring->lock);
 }
@@ -344,7 +445,7 @@ static void prepare(struct worker *worker) {
 static int finish_oldest(struct worker *worker) {
     for (uint32_t step = 0; step < worker->ring->slots_each; step++) {
         struct slot *slot = own_slot(worker, worker->turn + step);
-        if (slot->copying) {
+        if (slot->state != IDLE) {
             finish_copy(worker->ring, slot);
             return 1;
         }
@@ -368,19 +469,18 @@ static void copy_chunks(struct worker *worker) {
         }
         struct slot *slot = own_slot(worker, worker->turn);
         uint64_t began = now();
-        if (slot->copying) {
+        if (slot->state != IDLE) {
             finish_copy(ring, slot);
         } else if (take_chunk(ring, slot)) {
             pthread_mutex_unlock(&ring->lock);
             int read = read_chunk(worker, slot);
-            int code = read ? start_copy(ring, slot) : 0;
             pthread_mutex_lock(&ring->lock);
-            if (code)
-                fail(ring, FAILED_DEVICE, code, -1, 0);
-            if (read)
-                slot->copying = 1;
-            else
+            if (read) {
+                add_pending(ring, slot);
+            } else {
+                slot->state = IDLE;
                 ring->outstanding--;
+            }
             worker->turn = (worker->turn + 1) % ring->slots_each;
             continue;
         } else if (!finish_oldest(worker)) {
@@ -449,8 +549,22 @@ int ring_drop_copy(uint64_t target, const void *source, size_t length, void *str
     return 0;
 }
 
+int ring_host_copy_batch(uint64_t *targets, uint64_t *sources, size_t *lengths, size_t count,
+                         struct attributes *attributes, size_t *attribute_indexes, size_t attribute_count,
+                         size_t *failed, void *stream) {
+    (void)attributes, (void)attribute_indexes, (void)attribute_count, (void)failed, (void)stream;
+    for (size_t number = 0; number < count; number++)
+        memcpy((void *)(uintptr_t)targets[number], (const void *)(uintptr_t)sources[number], lengths[number]);
+    return 0;
+}
+
 int ring_host_record(void *event, void *stream) {
     (void)event, (void)stream;
+    return 0;
+}
+
+int ring_host_query(void *event) {
+    (void)event;
     return 0;
 }
 
@@ -460,7 +574,7 @@ int ring_host_synchronize(void *event) {
 }
 
 /* Creates a ring for `threads` threads with `slots_each` buffers of `slot_bytes` each: consecutive parts of `memory`.
- * `events` are those of the buffers' copies. Returns NULL without memory. */
+ * `events` are as many, for batches of copies. Returns NULL without memory. */
 struct ring *ring_create(const struct device *device, uint32_t threads, uint32_t slots_each, uint64_t slot_bytes,
                          char *memory, void *const *events, uint64_t piece_bytes, uint64_t spin_nanoseconds) {
     struct ring *ring = calloc(1, sizeof *ring);
@@ -485,13 +599,20 @@ struct ring *ring_create(const struct device *device, uint32_t threads, uint32_t
     ring->slots_each = slots_each;
     ring->handle_count = threads;
     ring->slots = calloc((size_t)threads * slots_each, sizeof *ring->slots);
+    ring->events = calloc((size_t)threads * slots_each, sizeof *ring->events);
     ring->groups_end = &ring->groups;
-    if (!ring->slots) {
+    ring->pending_end = &ring->pending;
+    ring->max_batch = device->copy_batch ? BATCH_SLOTS : 1;
+    if (!ring->slots || !ring->events) {
+        free(ring->slots);
+        free(ring->events);
         free(ring);
         return NULL;
     }
-    for (uint32_t slot = 0; slot < threads * slots_each; slot++)
-        ring->slots[slot] = (struct slot){.address = memory + slot * slot_bytes, .event = events[slot]};
+    for (uint32_t slot = 0; slot < threads * slots_each; slot++) {
+        ring->slots[slot].address = memory + slot * slot_bytes;
+        ring->events[slot] = events[slot];
+    }
     return ring;
 }
 
@@ -657,5 +778,6 @@ void ring_free(struct ring *ring) {
     pthread_cond_destroy(&ring->progressed);
     free(ring->handles);
     free(ring->slots);
+    free(ring->events);
     free(ring);
 }

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.native_engine import HostEngine, HostQueue
+from support.native_engine import HostEngine, HostQueue, LateQueue
 from tonnage.attach import CopyOptions, DeviceFailed
 from tonnage.attach.copy import worker_choice
 from tonnage.attach.copy.chunks import pack_groups
@@ -96,7 +96,13 @@ def test_tensorizers_files_arrive_bit_for_bit(
 
 
 def run(
-    library: ctypes.CDLL, file: SourceFile, records: list[TensorInfo], options: CopyOptions, *, window: int = 0
+    library: ctypes.CDLL,
+    file: SourceFile,
+    records: list[TensorInfo],
+    options: CopyOptions,
+    *,
+    window: int = 0,
+    queue: HostQueue | None = None,
 ) -> dict[str, bytes]:
     """Copies records and returns their bytes; with a window, as they are when the group is passed on."""
     kept: list[tuple[Group, torch.Tensor]] = []
@@ -112,7 +118,7 @@ def run(
         for record, offset in group.tensors:
             found[record.name] = bytes(base[offset : offset + record.length].numpy())
 
-    workers = NativeWorkers(library, HostEngine(), options)
+    workers = NativeWorkers(library, HostEngine(queue), options)
     workers.start()
     try:
         workers.run([file], pack_groups(records, group_bytes=options.group_bytes), on_group=keep, window=window)
@@ -130,6 +136,7 @@ def run(
     slot_bytes=st.sampled_from([64 * KIB, 256 * KIB, MIB]),
     piece_bytes=st.sampled_from([4 * KIB, 60 * KIB, MIB]),
     window=st.sampled_from([0, 64 * KIB, MIB]),
+    is_late=st.booleans(),
 )
 @settings(deadline=None, max_examples=60)
 def test_extents_at_any_offset_arrive_whatever_the_sizes(
@@ -142,6 +149,7 @@ def test_extents_at_any_offset_arrive_whatever_the_sizes(
     slot_bytes: int,
     piece_bytes: int,
     window: int,
+    is_late: bool,
 ) -> None:
     records: list[TensorInfo] = []
     at = 0
@@ -152,8 +160,26 @@ def test_extents_at_any_offset_arrive_whatever_the_sizes(
     options = CopyOptions(
         threads=threads, ring_slots=slots, ring_slot_bytes=slot_bytes, piece_bytes=piece_bytes, group_bytes=MIB
     )
-    found = run(native_library, file, records, options, window=window)
+    found = run(native_library, file, records, options, window=window, queue=LateQueue() if is_late else None)
     assert found == {record.name: data[record.offset : record.offset + record.length] for record in records}
+
+
+@pytest.mark.parametrize("queue", ["with batches", "of an old driver", "of a device without batches"])
+def test_buffers_are_copied_in_batches_where_the_device_can(
+    native_library: ctypes.CDLL, file: SourceFile, data: bytes, queue: str
+) -> None:
+    late = LateQueue(has_batches=queue != "of an old driver", supports_batches=queue != "of a device without batches")
+    size = len(data) // 64
+    records = [
+        TensorInfo(str(number), (str(number),), "uint8", 1, (size,), 0, number * size, size) for number in range(64)
+    ]
+    options = CopyOptions(threads=6, ring_slots=2, ring_slot_bytes=64 * KIB, group_bytes=MIB)
+    found = run(native_library, file, records, options, queue=late)
+    assert found == {record.name: data[record.offset : record.offset + size] for record in records}
+    if queue == "with batches":
+        assert max(late.batches) == 4, late.batches
+    else:
+        assert late.batches == []
 
 
 class CountingEngine(HostEngine):

@@ -33,6 +33,9 @@ _EVENT_DISABLE_TIMING = 2
 _REGISTER_PORTABLE = 1
 _REGISTER_READ_ONLY = 8
 
+_BATCH = "cuMemcpyBatchAsync"
+"""Copies several buffers at once. Drivers have it since CUDA 12.8, those of CUDA 13 with the same arguments."""
+
 _POINTER = ctypes.c_void_p
 _FUNCTIONS: dict[str, Sequence[type]] = {
     "cuInit": (ctypes.c_uint,),
@@ -88,8 +91,8 @@ class Driver:
             raise self.failure(name, code)
 
     def address(self, name: str) -> int:
-        """Returns the address of a function."""
-        return ctypes.cast(getattr(self.cdll, name), ctypes.c_void_p).value or 0
+        """Returns the address of a function; 0 if this driver doesn't have it."""
+        return ctypes.cast(getattr(self.cdll, name, None), ctypes.c_void_p).value or 0
 
     def failure(self, name: str, code: int) -> DeviceFailed:
         """Returns an exception for a function's error code."""
@@ -186,7 +189,9 @@ class CudaQueue:
         return Device(
             set_context=driver.address("cuCtxSetCurrent"),
             copy=driver.address("cuMemcpyHtoDAsync_v2"),
+            copy_batch=driver.address(_BATCH),
             record=driver.address("cuEventRecord"),
+            query=driver.address("cuEventQuery"),
             synchronize=driver.address("cuEventSynchronize"),
             pin=driver.address("cuMemHostRegister_v2"),
             unpin=driver.address("cuMemHostUnregister"),

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 LIBRARY = Path(__file__).with_name("copy_ring.so")
-ABI = 3
+ABI = 4
 """The version of the functions and structures; a library with another one is not used."""
 
 _POINTER, _U32, _U64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
@@ -19,7 +19,9 @@ class Device(ctypes.Structure):
     _fields_ = (
         ("set_context", _POINTER),
         ("copy", _POINTER),
+        ("copy_batch", _POINTER),
         ("record", _POINTER),
+        ("query", _POINTER),
         ("synchronize", _POINTER),
         ("pin", _POINTER),
         ("unpin", _POINTER),
