@@ -76,7 +76,7 @@ NOT_SUPPORTED = 801
 
 
 class LateQueue(HostQueue):
-    """Makes copies as late as a device may: when someone waits for their event, or one at a time when one asks.
+    """Makes copies as late as a device may: when a thread waits for their event, or one each time that one asks.
 
     Attributes:
         batches: How many copies each batch had.

@@ -21,8 +21,8 @@ RING_CACHE_BYTES = 80 * MIB
 """Buffers of the compiled rings of all GPUs of a host, which may copy at once, should fit the processor's last cache:
 two H100 on 32 cores took 84 to 87 GB/s with 80 MiB in all, and 67 to 71 with 128 MiB (docs/performance)."""
 MIN_RING_SLOT_BYTES = MIB
-"""Smaller copies keep the bus less busy: one GPU took 45 GB/s in copies of 1 MiB, 49 in copies of 2 MiB, and 52 of 3
-and 4 MiB, once the copy had begun."""
+"""Smaller copies keep the bus less busy: copies of 1 MiB reached 48 GB/s one by one and 52 in batches of four, those of
+3 MiB 52 and 54.6, of a limit of 55 (docs/performance)."""
 MAX_RING_SLOT_BYTES = 4 * MIB
 """Larger buffers take longer to allocate and pin than they save."""
 

@@ -92,7 +92,8 @@ class Driver:
 
     def address(self, name: str) -> int:
         """Returns the address of a function; 0 if this driver doesn't have it."""
-        return ctypes.cast(getattr(self.cdll, name, None), ctypes.c_void_p).value or 0
+        function = getattr(self.cdll, name, None)
+        return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value or 0
 
     def failure(self, name: str, code: int) -> DeviceFailed:
         """Returns an exception for a function's error code."""
