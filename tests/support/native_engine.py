@@ -76,15 +76,16 @@ NOT_SUPPORTED = 801
 
 
 class LateQueue(HostQueue):
-    """Makes copies as late as a device may: when a thread waits for their event, or one each time that one asks.
+    """Makes copies as late as a device may: when a thread waits for their event, or ``copies_a_query`` when one asks.
 
     Attributes:
         batches: How many copies each batch had.
     """
 
-    def __init__(self, *, has_batches: bool = True, supports_batches: bool = True) -> None:
+    def __init__(self, *, copies_a_query: int = 1, has_batches: bool = True, supports_batches: bool = True) -> None:
         super().__init__(lambda length: None)  # noqa: ARG005
         self.batches: list[int] = []
+        self._copies_a_query = copies_a_query
         self._supports_batches = supports_batches
         self._lock = threading.Lock()
         self._started: list[tuple[int, int, int]] = []
@@ -127,7 +128,7 @@ class LateQueue(HostQueue):
 
     def _query(self, event: int) -> int:
         with self._lock:
-            self._copy_until(min(self._ended + 1, len(self._started)))
+            self._copy_until(min(self._ended + self._copies_a_query, len(self._started)))
             return NOT_READY if self._recorded[event] > self._ended else 0
 
     def _synchronize(self, event: int) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from operator_support.waiting import eventually
 from support.tls import make_certificate_authority
 from tonnage.contract import Identity, Outcome, Progress, Report, Reporting
 from tonnage.reporting.reporter import Reporter
@@ -41,18 +42,18 @@ def test_progress_is_sent_with_its_identity(report_server: ReportServer) -> None
 
 
 def test_reports_keep_the_interval_and_have_the_newest_state(report_server: ReportServer) -> None:
+    def loaded() -> list[int]:
+        return [each.report.progress.loaded_bytes for each in report_server.received if each.report.progress]
+
+    began = time.monotonic()
     with Reporter(report_server.reporting_config(interval=0.3), TEMPLATE) as reporter:
-        began = time.monotonic()
-        count = 0
-        while len(report_server.received) < 3:
-            assert time.monotonic() - began < 10
-            count += 1
+        for count in range(1, 31):
             reporter.progress(loading(count))
-            time.sleep(0.005)
-    assert time.monotonic() - began >= 0.6
-    loaded = [each.report.progress.loaded_bytes for each in report_server.received if each.report.progress]
-    assert loaded[0] == 1
-    assert loaded[1] > 20
+        eventually(lambda: loaded()[-1:] == [30])
+        reporter.progress(loading(31))
+        eventually(lambda: loaded()[-1:] == [31])
+    assert time.monotonic() - began >= 0.3 * (len(loaded()) - 1) > 0
+    assert loaded() == sorted(set(loaded()))
     assert report_server.connections == 1
 
 
