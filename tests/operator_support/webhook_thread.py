@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import trustme
 
+from operator_support import objects
 from operator_support.background_thread import AppThread
+from operator_support.pods import CONTAINERS
+from operator_support.waiting import eventually
+from tonnage_operator.api import names
 from tonnage_operator.config import ServerOptions
 from tonnage_operator.webhook.app import WebhookApp
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from prometheus_client import Counter
 
     from operator_support.control_plane import ControlPlane
     from tonnage_operator.domain.installation import Installation
@@ -55,16 +61,36 @@ class WebhookThread(AppThread[WebhookApp]):
         return WebhookApp(self._client_config, self._installation, listening)
 
     def register(self, plane: ControlPlane) -> None:
-        """Creates the webhook configuration."""
+        """Creates the webhook configuration, and waits until the API server heeds it."""
         plane.request(
             "POST", WEBHOOK_CONFIGURATIONS_PATH, webhook_configuration(self.url + "/inject", self.ca.cert_pem.bytes())
         )
+        pod = {"metadata": {"name": "asks", "annotations": {names.MODEL: "none"}}, "spec": {"containers": CONTAINERS}}
+        self._wait_until_called(plane, "/api/v1/namespaces/default/pods", pod, self.app.metrics.admissions)
 
     def register_consent(self, plane: ControlPlane) -> None:
-        """Creates the webhook configuration for ``ModelWeights``."""
+        """Creates the webhook configuration for ``ModelWeights``, and waits until the API server heeds it."""
         plane.request(
             "POST", CONSENT_CONFIGURATIONS_PATH, consent_configuration(self.url + "/consent", self.ca.cert_pem.bytes())
         )
+        model = {
+            "apiVersion": "tonnage.dev/v1alpha1",
+            "kind": "ModelWeights",
+            "metadata": {"name": "asks"},
+            "spec": {"source": objects.SOURCE, "credentials": {"serviceAccountName": "default"}},
+        }
+        path = "/apis/tonnage.dev/v1alpha1/namespaces/default/modelweights"
+        self._wait_until_called(plane, path, model, self.app.metrics.consents)
+
+    @staticmethod
+    def _wait_until_called(plane: ControlPlane, path: str, body: dict[str, Any], counter: Counter) -> None:
+        """Asks the API server to create something, without creating it, until it calls the webhook for that."""
+
+        def calls() -> float:
+            return sum(sample.value for metric in counter.collect() for sample in metric.samples)
+
+        before = calls()
+        eventually(lambda: plane.refusal("POST", f"{path}?dryRun=All", body) is not None and calls() != before)
 
     def unregister_consent(self, plane: ControlPlane) -> None:
         """Deletes the webhook configuration for ``ModelWeights``."""
