@@ -11,8 +11,6 @@ from local_cluster.errors import StartFailed
 
 _REQUIRED_CONTROLLERS = ("cpu", "cpuset", "memory", "pids")
 _REMOVE_TIMEOUT = 15.0
-DEFAULT_WEIGHT = 100
-"""What the kernel gives a group of cgroup v2; in v1 it is 1,024 shares."""
 
 
 def hierarchies(mountinfo: str) -> list[tuple[Path, str]]:
@@ -43,12 +41,8 @@ def exists(name: str) -> bool:
     return any((path / name).exists() for path, _ in hierarchies(_mountinfo()))
 
 
-def create(name: str, *, cpu_weight: int = DEFAULT_WEIGHT) -> None:
+def create(name: str) -> None:
     """Creates a cluster's group in each hierarchy.
-
-    Args:
-        name: The group's name.
-        cpu_weight: Its weight among what competes for the cores, as in cgroup v2: 1 to 10,000.
 
     Raises:
         StartFailed: The kernel refused.
@@ -63,9 +57,6 @@ def create(name: str, *, cpu_weight: int = DEFAULT_WEIGHT) -> None:
             for file in ("cpuset.cpus", "cpuset.mems"):
                 if kind == "cgroup" and (group / file).exists():
                     (group / file).write_text((path / file).read_text())
-            for file, weight in (("cpu.weight", cpu_weight), ("cpu.shares", cpu_weight * 1024 // DEFAULT_WEIGHT)):
-                if (group / file).exists():
-                    (group / file).write_text(str(weight))
         except OSError as error:
             raise StartFailed(f"Can't create the control group {group}: {error.strerror}.") from error
 

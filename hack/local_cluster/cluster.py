@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from local_cluster import cgroups, components, network, preflight, state, state_folder
+from local_cluster import components, network, preflight, state, state_folder
 from local_cluster.errors import ClusterExists, FolderInUse, NotRunning
 from local_cluster.machine import Machine, remove_leftovers_of_dead_clusters, running_machines
 from local_cluster.process_identity import all_pids, children, command_line
@@ -204,7 +204,6 @@ def start(
     keep: bool = False,
     audit_policy: str = "",
     kubelet: Mapping[str, Any] | None = None,
-    cpu_weight: int = cgroups.DEFAULT_WEIGHT,
     progress: Progress | None = None,
 ) -> Cluster:
     """Starts a cluster.
@@ -214,7 +213,6 @@ def start(
         keep: Keep it running after the calling thread ends. Otherwise the kernel kills it when the thread ends.
         audit_policy: The API server's audit policy, as a manifest; empty: no audit log.
         kubelet: Further fields of the kubelet's configuration.
-        cpu_weight: The weight of all pods among what competes for this machine's cores: 1 to 10,000.
         progress: Gets the steps.
 
     Raises:
@@ -227,7 +225,7 @@ def start(
     made = state_folder.create(folder)
     with state_folder.lock(folder):
         saved = state.State(made_folders=_remove_leftovers(folder) or made, audited=bool(audit_policy))
-        machine = Machine(folder, exit_with_parent=not keep, cpu_weight=cpu_weight)
+        machine = Machine(folder, exit_with_parent=not keep)
         cluster = None
         try:
             remove_leftovers_of_dead_clusters()

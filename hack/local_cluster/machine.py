@@ -37,13 +37,12 @@ class Machine:
     """The node's machine, on or off.
 
     ``keep`` are folders of this machine that the node needs at the same paths. With ``exit_with_parent`` the kernel
-    kills the machine when the thread that booted it ends. ``cpu_weight`` is that of the pods, see ``cgroups.create``.
+    kills the machine when the thread that booted it ends.
     """
 
     folder: Path
     keep: Sequence[Path] = ()
     exit_with_parent: bool = True
-    cpu_weight: int = cgroups.DEFAULT_WEIGHT
     slot: int | None = None
     holder: ProcessIdentity | None = None
     init: ProcessIdentity | None = None
@@ -131,7 +130,7 @@ class Machine:
         if not self.reacquire_slot() or self._lock is None:
             raise ClusterExists("Another local cluster uses this one's addresses.", "Stop that one first.")
         self.remove_leftovers()
-        cgroups.create(self.network.cgroup, cpu_weight=self.cpu_weight)
+        cgroups.create(self.network.cgroup)
         self.boot_id = str(uuid.uuid4())
         log = self.folder / "machine.log"
         spaces = ["--mount", "--net", "--pid", "--uts", "--ipc", "--mount-proc"]

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 BUCKET = "models"
 MEDIA = {"Memory": "/dev/shm/tonnage", "Disk": "/var/lib/tonnage"}
 """Host paths of the media, as in the chart's defaults."""
-_PODS_CPU_WEIGHT = 500
-"""All pods together would get as much as one program of a test in a session of its own: beside many of these, webhooks
-missed their probes, and the API server had no endpoint of one."""
 
 
 @dataclass
@@ -133,7 +130,7 @@ def start_e2e_cluster(
 
     writer = start_writing(folder / "sources")
     try:
-        with start(folder / "cluster", kubelet=kubelet, cpu_weight=_PODS_CPU_WEIGHT) as cluster:
+        with start(folder / "cluster", kubelet=kubelet) as cluster:
             for archive in images.archives:
                 cluster.import_image(archive)
             e2e = E2ECluster(cluster, folder, images)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from local_cluster import cgroups
 from local_cluster.errors import MissingRequirements
 from local_cluster.preflight import HostCapabilities, missing_requirements
-
-if TYPE_CHECKING:
-    import pytest
 
 COMPLETE = HostCapabilities(
     root=True,
@@ -83,19 +79,6 @@ def test_cgroup_hierarchies_of_both_versions_are_found() -> None:
     assert len(found) == 5
     assert found[Path("/sys/fs/cgroup/unified")] == "cgroup2"
     assert found[Path("/sys/fs/cgroup/memory")] == "cgroup"
-
-
-def test_the_pods_group_gets_its_weight_in_both_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = {"old": "cgroup", "new": "cgroup2"}
-    mounts = [f"30 20 0:25 / {tmp_path / name} rw - {kind} {kind} rw\n" for name, kind in kinds.items()]
-    monkeypatch.setattr(cgroups, "_mountinfo", lambda: "".join(mounts))
-    for name, file in (("old", "cpu.shares"), ("new", "cpu.weight")):
-        (tmp_path / name / "pods").mkdir(parents=True)
-        (tmp_path / name / "pods" / file).touch()
-    (tmp_path / "new" / "cgroup.controllers").write_text("cpu\n")
-    cgroups.create("pods", cpu_weight=500)
-    assert (tmp_path / "old/pods/cpu.shares").read_text() == "5120"
-    assert (tmp_path / "new/pods/cpu.weight").read_text() == "500"
 
 
 def test_a_controller_that_is_not_mounted_is_missing() -> None:
