@@ -73,9 +73,11 @@ def test_a_killed_holder_is_restarted_without_effect_on_the_server(namespace: Na
 
 @pytest.fixture
 def restore_kubelet(e2e: E2ECluster) -> Iterator[None]:
-    """Restarts kubelet afterwards."""
+    """Restarts kubelet afterwards, unless the test has: pods with probes are not ready until a new one has probed."""
     yield
-    e2e.cluster.process("kubelet").restart()
+    kubelet = e2e.cluster.process("kubelet")
+    if not kubelet.is_running:
+        kubelet.restart()
     e2e.api.wait_for("Node", e2e.node, "", lambda node: get_condition(node, "Ready")[0] == "True", timeout=90)
     e2e.release.wait_ready("webhook")
 
