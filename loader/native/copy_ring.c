@@ -91,7 +91,7 @@ struct group {
     struct extent extents[];
 };
 
-enum state { IDLE, READING, PENDING, COPYING }; /* PENDING: read, and not in a batch yet */
+enum state { IDLE, PENDING, COPYING }; /* IDLE: free or being read; PENDING: read, and not in a batch yet */
 
 /* A buffer, and the chunk that it holds: a range of a group. */
 struct slot {
@@ -196,8 +196,7 @@ static int take_chunk(struct ring *ring, struct slot *slot) {
     struct group *group = ring->next_group;
     if (!group)
         return 0;
-    *slot = (struct slot){.address = slot->address, .state = READING, .group = group, .extent = group->extent,
-                          .done = group->done};
+    *slot = (struct slot){.address = slot->address, .group = group, .extent = group->extent, .done = group->done};
     slot->start = slot->end = group->extents[group->extent].target + group->done;
     uint64_t limit = slot->start + ring->slot_bytes;
     for (uint32_t count = 0; count < MAX_EXTENTS && group->extent < group->count; count++) {
@@ -390,11 +389,15 @@ static void add_pending(struct ring *ring, struct slot *slot) {
     start_pending(ring, 0);
 }
 
+static int is_started(const struct ring *ring, const struct slot *slot) {
+    return slot->state == COPYING && slot->batch <= ring->batches_started;
+}
+
 /* Waits for a slot's copy. The lock is held, and released meanwhile. */
 static void finish_copy(struct ring *ring, struct slot *slot) {
-    while (slot->state == PENDING || slot->batch > ring->batches_started) {
+    while (!is_started(ring, slot)) {
         start_pending(ring, 1);
-        if (slot->state == PENDING || slot->batch > ring->batches_started)
+        if (!is_started(ring, slot)) /* another thread starts a batch */
             wait_for_change(ring);
     }
     if (slot->batch > ring->batches_ended) {
@@ -475,12 +478,10 @@ static void copy_chunks(struct worker *worker) {
             pthread_mutex_unlock(&ring->lock);
             int read = read_chunk(worker, slot);
             pthread_mutex_lock(&ring->lock);
-            if (read) {
+            if (read)
                 add_pending(ring, slot);
-            } else {
-                slot->state = IDLE;
+            else
                 ring->outstanding--;
-            }
             worker->turn = (worker->turn + 1) % ring->slots_each;
             continue;
         } else if (!finish_oldest(worker)) {

@@ -89,8 +89,12 @@ class WebhookThread(AppThread[WebhookApp]):
         def calls() -> float:
             return sum(sample.value for metric in counter.collect() for sample in metric.samples)
 
+        def is_called() -> bool:
+            plane.refusal("POST", f"{path}?dryRun=All", body)
+            return calls() != before
+
         before = calls()
-        eventually(lambda: plane.refusal("POST", f"{path}?dryRun=All", body) is not None and calls() != before)
+        eventually(is_called)
 
     def unregister_consent(self, plane: ControlPlane) -> None:
         """Deletes the webhook configuration for ``ModelWeights``."""

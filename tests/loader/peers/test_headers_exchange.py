@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tonnage.cache.entry import Entry
-from tonnage.cache.peer_ranges import HEADERS_NAME, EntrySource
+from tonnage.cache.peer_ranges import HEADERS_NAME
 from tonnage.contract.plan import ObjectPin
 from tonnage.loading.peers import headers_exchange
 from tonnage.loading.peers.headers_exchange import HeadersOfPeers
-from tonnage.loading.peers.headers_file import VERSION, HeadersFile, ObjectHeaders, decode_headers, headers_digest
+from tonnage.loading.peers.headers_file import (
+    VERSION,
+    HeadersFile,
+    ObjectHeaders,
+    decode_headers,
+    entry_source,
+    headers_digest,
+)
 from tonnage.source.request_target import RequestTarget
 from tonnage.source.resolve import ResolvedObject
 
@@ -33,7 +40,7 @@ def test_a_headers_file_that_comes_in_two_threads_at_once_is_taken_over_once(
     item = ResolvedObject(
         source=0, place="place", pin=pin, kind="tensors", path="model.tensors", rank=None, target=target
     )
-    source = EntrySource(place="place", key=pin.key, size=pin.size, etag=pin.etag, version_id=pin.version_id)
+    source = entry_source(item)
     data = msgspec.msgpack.encode(HeadersFile(VERSION, [source], [ObjectHeaders(source, b"head", [(10, b"tensor")])]))
 
     other_decodes, first_has_ended = threading.Event(), threading.Event()
