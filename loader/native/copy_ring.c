@@ -323,8 +323,9 @@ static void *batch_event(const struct ring *ring, uint64_t batch) {
     return ring->events[batch % (ring->handle_count * ring->slots_each)];
 }
 
-/* Starts the copies of a batch; returns 0 or the driver's error code. The lock is not held. */
-static int start_copies(struct ring *ring, struct slot *const *slots, uint32_t count, void *event) {
+/* Starts the copies of a batch; returns 0 or the driver's error code. A device may refuse batches, although its driver
+ * has them: then each copy is started by itself. The lock is not held. */
+static int start_copies(struct ring *ring, struct slot *const *slots, uint32_t count, void *event, int *refused) {
     const struct device *device = &ring->device;
     uint64_t targets[BATCH_SLOTS], sources[BATCH_SLOTS];
     size_t lengths[BATCH_SLOTS], first = 0, failed;
@@ -334,9 +335,10 @@ static int start_copies(struct ring *ring, struct slot *const *slots, uint32_t c
         sources[number] = (uint64_t)(uintptr_t)slots[number]->address;
         lengths[number] = slots[number]->end - slots[number]->start;
     }
+    *refused = count > 1 && device->copy_batch(targets, sources, lengths, count, &attributes, &first, 1, &failed,
+                                               device->stream);
     int code = 0;
-    if (count == 1 || device->copy_batch(targets, sources, lengths, count, &attributes, &first, 1, &failed,
-                                         device->stream))    /* a device may lack what its driver has */
+    if (count == 1 || *refused)
         for (uint32_t number = 0; number < count && !code; number++)
             code = device->copy(targets[number], slots[number]->address, lengths[number], device->stream);
     int recorded = device->record(event, device->stream);   /* also after a failure: some copies may have begun */
@@ -371,9 +373,11 @@ static void start_pending(struct ring *ring, int all) {
             ring->pending_end = &ring->pending;
         ring->pending_count -= count;
         pthread_mutex_unlock(&ring->lock);
-        int code = start_copies(ring, slots, count, batch_event(ring, batch));
+        int refused, code = start_copies(ring, slots, count, batch_event(ring, batch), &refused);
         pthread_mutex_lock(&ring->lock);
         ring->batches_started = batch;
+        if (refused)
+            ring->max_batch = 1;
         announce(ring);
         if (code)
             fail(ring, FAILED_DEVICE, code, -1, 0);

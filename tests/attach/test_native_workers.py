@@ -178,6 +178,7 @@ def test_buffers_are_copied_in_batches_where_the_device_can(
     assert run(native_library, file, [record], options, queue=late) == {"all": data}
     # The first buffer is copied at once; while it is, the next four become a batch.
     assert late.batches[:1] == ([4] if queue == "with batches" else [])
+    assert late.refused == (queue == "of a device without batches")
 
 
 class CountingEngine(HostEngine):

@@ -80,11 +80,13 @@ class LateQueue(HostQueue):
 
     Attributes:
         batches: How many copies each batch had.
+        refused: How many batches it refused.
     """
 
     def __init__(self, *, copies_a_query: int = 1, has_batches: bool = True, supports_batches: bool = True) -> None:
         super().__init__(lambda length: None)  # noqa: ARG005
         self.batches: list[int] = []
+        self.refused = 0
         self._copies_a_query = copies_a_query
         self._supports_batches = supports_batches
         self._lock = threading.Lock()
@@ -115,6 +117,7 @@ class LateQueue(HostQueue):
 
     def _start_batch(self, targets: Any, sources: Any, lengths: Any, count: int, *attributes: Any) -> int:  # noqa: ARG002
         if not self._supports_batches:
+            self.refused += 1
             return NOT_SUPPORTED
         with self._lock:
             self.batches.append(count)
