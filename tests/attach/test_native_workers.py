@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import sys
 import threading
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,9 +18,10 @@ from hypothesis import strategies as st
 
 from support.native_engine import HostEngine, HostQueue, LateQueue
 from tonnage.attach import CopyOptions, DeviceFailed
-from tonnage.attach.copy import worker_choice
+from tonnage.attach.copy import native_workers, worker_choice
 from tonnage.attach.copy.chunks import pack_groups
 from tonnage.attach.copy.native_workers import NativeWorkers
+from tonnage.attach.copy.thread_count import FIRST_THREADS, STEP, WINDOW_BYTES
 from tonnage.attach.files.tensor_info import TensorInfo
 from tonnage.attach.native import library as native
 from tonnage.errors import CacheDamaged, InternalError
@@ -306,6 +309,34 @@ def test_an_error_of_the_progress_callback_ends_the_load(
         load_with_workers(attach(shard, options=SMALL, engine=engine), progress=stop)
     ended()
     assert engine.pinned == 0
+
+
+def test_more_threads_are_judged_when_all_of_them_have_their_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    clock = itertools.count(1.0)
+    library: Any = SimpleNamespace(
+        prepared=FIRST_THREADS,
+        ring_prepared=lambda _: library.prepared,
+        ring_set_active=lambda _, active: chosen.append(active),
+    )
+    monkeypatch.setattr(native_workers, "usable_cores", lambda: FIRST_THREADS + 2 * STEP)
+    monkeypatch.setattr(native_workers, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    workers = NativeWorkers(library, HostEngine(), CopyOptions())
+    stats = native.Stats()
+
+    def read_a_window() -> None:
+        stats.bytes[0] += WINDOW_BYTES
+        stats.nanoseconds[0] += 10**9
+        workers._decide_threads(0, stats)
+
+    read_a_window()
+    assert chosen == [FIRST_THREADS + STEP]  # no thread waited
+    for _ in range(3):
+        read_a_window()
+    assert len(chosen) == 1
+    library.prepared += STEP
+    read_a_window()
+    assert chosen[1:] == [FIRST_THREADS]  # they read no more than those before
 
 
 def test_a_window_bounds_what_is_allocated_at_once(native_library: ctypes.CDLL, attach: Attach, shard: Path) -> None:

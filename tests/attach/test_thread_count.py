@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tonnage.attach.copy.thread_count import (
     FIRST_THREADS,
     MIN_THREADS,
+    PAUSE,
     STEP,
     WINDOW_BYTES,
     ThreadCount,
@@ -25,9 +26,11 @@ cores = st.integers(1, 256)
 windows = st.builds(Window, st.integers(0, 1 << 40), st.floats(0, 10), st.floats(0, 100), st.floats(0, 100))
 
 
-def run(cores: int, machine: Callable[[int], float], *, bus: float, decisions: int = 60) -> list[ThreadCount]:
+def run(
+    cores: int, machine: Callable[[int], float], *, bus: float, decisions: int = 60, state: ThreadCount | None = None
+) -> list[ThreadCount]:
     """Decides for a machine whose threads together read ``machine(threads)`` bytes a second."""
-    state = first_thread_count(cores)
+    state = state or first_thread_count(cores)
     states = [state]
     for _ in range(decisions):
         rate = min(bus, machine(state.active))
@@ -67,7 +70,14 @@ def test_where_each_thread_adds_its_share_all_cores_are_used(each: float) -> Non
 
 
 @given(st.integers(FIRST_THREADS, 128), st.floats(20e9, 60e9))
-def test_where_memory_is_the_limit_a_step_up_is_tried_once_and_taken_back(cores: int, memory: float) -> None:
+def test_where_memory_is_the_limit_a_step_up_is_tried_at_times_and_taken_back(cores: int, memory: float) -> None:
     states = run(cores, lambda _: memory, bus=1e12)
-    assert max(state.active for state in states) <= FIRST_THREADS + STEP
-    assert states[-1].active == states[0].active
+    first = first_thread_count(cores).active
+    assert {state.active for state in states} <= {first, min(first + STEP, cores)}
+    assert sum(state.active > first for state in states) <= len(states) / PAUSE
+
+
+@given(st.integers(1, PAUSE))
+def test_threads_that_did_not_help_are_tried_again_when_other_programs_leave_the_memory(decisions: int) -> None:
+    busy = run(32, lambda _: 30e9, bus=1e12, decisions=decisions)
+    assert run(32, lambda threads: threads * 2e9, bus=1e12, state=busy[-1])[-1].active == 32

@@ -209,9 +209,12 @@ class NativeWorkers(GroupCopier):
         totals = (sum(raw.bytes), sum(raw.nanoseconds) / 1e9, raw.waited / 1e9)
         size, reading, waiting = (one - other for one, other in zip(totals, self._window_stats, strict=True))
         window = Window(int(size), now - self._window_began, reading, waiting)
-        if not thread_count.can_decide(window):
+        is_preparing = self._library.ring_prepared(ring) < self._threads.active
+        if not is_preparing and not thread_count.can_decide(window):
             return
         self._window_began, self._window_stats = now, totals
+        if is_preparing:  # a thread that pins its buffers makes the others wait for the driver
+            return
         state = thread_count.next_thread_count(self._threads, window)
         if state.active != self._threads.active:
             self._library.ring_set_active(ring, state.active)

@@ -21,6 +21,8 @@ BUSY = 0.08
 GAIN = 1.05
 """A step up is kept if it raised the throughput by this factor."""
 MIN_THREADS = 4
+PAUSE = 6
+"""Windows between a step up that did not help and the next one."""
 WINDOW_BYTES = 512 << 20
 """Bytes that are copied between decisions."""
 
@@ -49,11 +51,13 @@ class ThreadCount(NamedTuple):
         active: Threads that copy.
         limit: Most threads that may.
         tried_from: The threads and the rate before a step up that is being tried; None if none is.
+        pause: Windows until a step up may be tried.
     """
 
     active: int
     limit: int
     tried_from: tuple[int, float] | None = None
+    pause: int = 0
 
 
 def first_thread_count(cores: int) -> ThreadCount:
@@ -71,10 +75,11 @@ def next_thread_count(state: ThreadCount, window: Window) -> ThreadCount:
     if not can_decide(window):
         return state
     if state.tried_from is not None and window.rate < state.tried_from[1] * GAIN:
-        return ThreadCount(state.tried_from[0], state.tried_from[0])
+        return ThreadCount(state.tried_from[0], state.limit, pause=PAUSE)
+    pause = max(state.pause - 1, 0)
     if window.waiting_share > SPARE and state.active > MIN_THREADS:
-        return ThreadCount(state.active - 1, state.limit)
-    if window.waiting_share < BUSY and state.active < state.limit:
+        return ThreadCount(state.active - 1, state.limit, pause=pause)
+    if window.waiting_share < BUSY and state.active < state.limit and not state.pause:
         more = min(state.active + STEP, state.limit)
         return ThreadCount(more, state.limit, tried_from=(state.active, window.rate))
-    return ThreadCount(state.active, state.limit)
+    return ThreadCount(state.active, state.limit, pause=pause)
