@@ -42,6 +42,7 @@ def _row(label: str, records: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "label": label,
         "limit": any(record["contender"] in {"limit", "host-memory"} for record in records),
+        "uses_nvlink": any(record["contender"] == "exchange" for record in records),
         "gpus": records[0].get("gpus", 1),
         "runs": len(good),
         "first": statistics.median(firsts) if firsts else None,
@@ -56,8 +57,14 @@ def _row(label: str, records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def find_limit(rows: list[dict[str, Any]], gpus: int = 1) -> float | None:
-    """Returns the least of the limits that were measured in the same stage: of the links, and of the host's memory."""
-    return min((row["first"] for row in rows if row["limit"] and row["first"] and row["gpus"] == gpus), default=None)
+    """Returns the least limit that was measured in the same stage, of the links or of the host's memory.
+
+    A limit that a contender passed in its first call is none: Python's threads read memory slower than compiled ones.
+    """
+    measured = [row for row in rows if row["first"] and row["gpus"] == gpus]
+    limits = [row["first"] for row in measured if row["limit"]]
+    reached = max((row["first"] for row in measured if not row["limit"] and not row["uses_nvlink"]), default=0.0)
+    return min((limit for limit in limits if limit >= reached), default=max(limits, default=None))
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:

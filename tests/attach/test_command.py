@@ -96,6 +96,28 @@ def test_the_benchmarks_table_survives_failures(tmp_path: Path, monkeypatch: pyt
     assert "failed: no / module" in text
 
 
+@pytest.mark.parametrize(
+    ("links", "host_memory", "first", "share"),
+    [(100, 80, 60, "0.75"), (100, 80, 90, "0.90"), (100, 120, 60, "0.60"), (90, 100, 110, "1.10")],
+    ids=["the host's memory", "what was passed is none", "the links", "all were passed"],
+)
+def test_the_benchmark_compares_several_gpus_with_the_least_limit_that_none_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: int, host_memory: int, first: int, share: str
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import summary
+
+    rates = {"limit": links, "host-memory": host_memory, "tonnage": first, "exchange": 240}
+    records = [
+        {"stage": "gpus", "label": f"2 GPUs: {name}", "contender": name, "gpus": 2, "bytes": rate * 10**9,
+         "calls": [{"seconds": 1.0, "cpu_seconds": 1.0}]}
+        for name, rate in rates.items()
+    ]  # fmt: skip
+    summary.write_report([{"records": records}], tmp_path, "attach")
+    text = (tmp_path / "attach.md").read_text()
+    assert f"| **2 GPUs: tonnage** | 1 | {first:.1f} ({first:.1f}–{first:.1f}) | {share} |" in text
+
+
 @pytest.mark.parametrize("contender", ["iterate-tonnage", "iterate-safetensors"])
 @pytest.mark.parametrize("use", ["parameters", "drop"])
 def test_the_benchmark_of_vllms_iterators_needs_no_vllm(

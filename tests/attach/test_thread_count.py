@@ -11,6 +11,7 @@ from tonnage.attach.copy.thread_count import (
     FIRST_THREADS,
     MIN_THREADS,
     PAUSE,
+    SPARE,
     STEP,
     WINDOW_BYTES,
     ThreadCount,
@@ -62,6 +63,16 @@ def test_where_the_bus_is_the_limit_threads_are_given_back_and_it_stays_full(cor
     for state in run(cores, lambda threads: threads * each, bus=bus):
         if first_thread_count(cores).active * each >= bus:
             assert state.active * each >= bus or state.active == MIN_THREADS
+
+
+@given(cores, st.floats(SPARE, 1, exclude_min=True))
+def test_threads_that_wait_although_the_bus_is_not_full_stay(cores: int, waiting: float) -> None:
+    """For buffers, for example, or for the driver."""
+    state = first_thread_count(cores)
+    for _ in range(60):
+        window = Window(WINDOW_BYTES, WINDOW_BYTES / state.active, 1 - waiting, waiting)
+        state = next_thread_count(state, window)
+        assert state.active >= first_thread_count(cores).active - 1
 
 
 @given(st.floats(0.5e9, 2e9))

@@ -1,8 +1,9 @@
 """Decides how many threads of the compiled ring copy, by how much of their time they wait. Pure.
 
 Threads wait if the bus is the limit: fewer do the same then, and leave cores to others. If they hardly wait, more
-threads may be faster, or slower: they share the memory's bandwidth and the caches. So one step up is tried, and taken
-back for good if it did not help.
+threads may be faster, or slower: they share the memory's bandwidth and the caches. So a step down is taken back if it
+cost throughput, and a step up if it gained none. As other programs use the memory too, the next one is tried some
+windows later.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ BUSY = 0.08
 """Share below which more threads are tried."""
 GAIN = 1.05
 """A step up is kept if it raised the throughput by this factor."""
+LOSS = 0.95
+"""A step down is kept if it left this share of the throughput."""
 MIN_THREADS = 4
 PAUSE = 6
-"""Windows between a step up that did not help and the next one."""
+"""Windows between a step that was taken back and the next one."""
 WINDOW_BYTES = 512 << 20
 """Bytes that are copied between decisions."""
 
@@ -50,8 +53,8 @@ class ThreadCount(NamedTuple):
     Attributes:
         active: Threads that copy.
         limit: Most threads that may.
-        tried_from: The threads and the rate before a step up that is being tried; None if none is.
-        pause: Windows until a step up may be tried.
+        tried_from: While a step is being tried: the threads before it, and the rate that it must reach.
+        pause: Windows until the next step may be tried.
     """
 
     active: int
@@ -74,12 +77,13 @@ def next_thread_count(state: ThreadCount, window: Window) -> ThreadCount:
     """Returns the state after a window that was measured with ``state.active`` threads."""
     if not can_decide(window):
         return state
-    if state.tried_from is not None and window.rate < state.tried_from[1] * GAIN:
+    if state.tried_from is not None and window.rate < state.tried_from[1]:
         return ThreadCount(state.tried_from[0], state.limit, pause=PAUSE)
-    pause = max(state.pause - 1, 0)
+    if state.pause:
+        return ThreadCount(state.active, state.limit, pause=state.pause - 1)
     if window.waiting_share > SPARE and state.active > MIN_THREADS:
-        return ThreadCount(state.active - 1, state.limit, pause=pause)
-    if window.waiting_share < BUSY and state.active < state.limit and not state.pause:
+        return ThreadCount(state.active - 1, state.limit, tried_from=(state.active, window.rate * LOSS))
+    if window.waiting_share < BUSY and state.active < state.limit:
         more = min(state.active + STEP, state.limit)
-        return ThreadCount(more, state.limit, tried_from=(state.active, window.rate))
-    return ThreadCount(state.active, state.limit, pause=pause)
+        return ThreadCount(more, state.limit, tried_from=(state.active, window.rate * GAIN))
+    return ThreadCount(state.active, state.limit)
