@@ -20,6 +20,7 @@ from operator_support import controllers, objects
 from operator_support.background_thread import AppThread
 from operator_support.control_plane import PYTHONPATH
 from operator_support.injection import resolved_modelweights
+from operator_support.metrics import count
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
 from tonnage_operator.config import ServerOptions
@@ -295,15 +296,8 @@ class ControllerThread(AppThread[ControllerApp]):
 
     def count_requests(self, *verbs: str, resource: str = "") -> int:
         """Returns the number of requests that the controller has sent: of these verbs, about one kind or all."""
-        return round(
-            sum(
-                sample.value
-                for metric in self.app.metrics.requests.collect()
-                for sample in metric.samples
-                if sample.name.endswith("_total") and sample.labels["verb"] in verbs
-                if resource in {"", sample.labels["resource"]}
-            )
-        )
+        about = {"resource": {resource}} if resource else {}
+        return count(self.app.metrics.requests, verb=verbs, **about)
 
 
 class GateThread(AppThread[GateApp]):

@@ -9,6 +9,7 @@ import trustme
 
 from operator_support import objects
 from operator_support.background_thread import AppThread
+from operator_support.metrics import count
 from operator_support.pods import CONTAINERS
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
@@ -86,14 +87,11 @@ class WebhookThread(AppThread[WebhookApp]):
     def _wait_until_called(plane: ControlPlane, path: str, body: dict[str, Any], counter: Counter) -> None:
         """Asks the API server to create something, without creating it, until it calls the webhook for that."""
 
-        def calls() -> float:
-            return sum(sample.value for metric in counter.collect() for sample in metric.samples)
-
         def is_called() -> bool:
             plane.refusal("POST", f"{path}?dryRun=All", body)
-            return calls() != before
+            return count(counter) != before
 
-        before = calls()
+        before = count(counter)
         eventually(is_called)
 
     def unregister_consent(self, plane: ControlPlane) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from operator_support.harness import OperatorHarness
 from operator_support.injection import own_containers
+from operator_support.metrics import count
 from operator_support.pods import CONTAINERS, create_pod, create_resolved_model, init_container_names, pod_template
 from operator_support.waiting import eventually
 from tonnage_operator.api import names
@@ -101,15 +102,10 @@ def test_workloads_of_every_kind_get_injected_pods(model: OperatorHarness, kind:
 
 
 def test_a_pod_without_annotations_never_reaches_the_webhook(model: OperatorHarness, webhook: WebhookThread) -> None:
-    before = _admissions(webhook)
+    before = count(webhook.app.metrics.admissions)
     pod = create_pod(model, {})
     assert not init_container_names(pod)
-    assert _admissions(webhook) == before
-
-
-def _admissions(webhook: WebhookThread) -> float:
-    found = [sample.value for metric in webhook.app.metrics.admissions.collect() for sample in metric.samples]
-    return sum(found)
+    assert count(webhook.app.metrics.admissions) == before
 
 
 def test_opting_out_works_for_pods_and_for_namespaces(model: OperatorHarness) -> None:
