@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tonnage.attach.copy.thread_count import (
     FIRST_THREADS,
+    MAX_THREADS,
     MIN_THREADS,
     PAUSE,
     SPARE,
@@ -75,9 +76,11 @@ def test_threads_that_wait_although_the_bus_is_not_full_stay(cores: int, waiting
         assert state.active >= first_thread_count(cores).active - 1
 
 
-@given(st.floats(0.5e9, 2e9))
-def test_where_each_thread_adds_its_share_all_cores_are_used(each: float) -> None:
-    assert run(32, lambda threads: threads * each, bus=1e12)[-1].active == 32
+@given(st.floats(0.5e9, 2e9), st.integers(1, 8))
+def test_where_each_thread_adds_its_share_a_gpu_has_its_share_of_the_cores(each: float, devices: int) -> None:
+    state = first_thread_count(22, devices=devices)
+    most = max(state.active, 22 // devices)
+    assert run(22, lambda threads: threads * each, bus=1e12, state=state)[-1].active == most
 
 
 @given(st.integers(FIRST_THREADS, 128), st.floats(20e9, 60e9))
@@ -91,4 +94,4 @@ def test_where_memory_is_the_limit_a_step_up_is_tried_at_times_and_taken_back(co
 @given(st.integers(1, PAUSE))
 def test_threads_that_did_not_help_are_tried_again_when_other_programs_leave_the_memory(decisions: int) -> None:
     busy = run(32, lambda _: 30e9, bus=1e12, decisions=decisions)
-    assert run(32, lambda threads: threads * 2e9, bus=1e12, state=busy[-1])[-1].active == 32
+    assert run(32, lambda threads: threads * 2e9, bus=1e12, state=busy[-1])[-1].active == MAX_THREADS

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 SPIN_NANOSECONDS = 20_000
 """How long an idle thread waits actively: an idle core of a virtual machine takes longer to start again."""
-_MAX_THREADS: Final = 24
-"""More threads than that were never faster."""
 _DECISION_INTERVAL: Final = 0.004
 """Seconds between decisions on the way of reading."""
 _POLL_INTERVAL: Final = 0.1
@@ -55,13 +53,16 @@ class NativeWorkers(GroupCopier):
     def __init__(self, library: ctypes.CDLL, engine: Engine, options: CopyOptions) -> None:
         super().__init__(engine, options)
         self._library = library
+        devices = max(1, engine.device_count())
         cores = max(1, int(usable_cores()))
-        self._started = options.threads or min(_MAX_THREADS, cores, len(self._local_cpus) or cores)
         self._threads = (
-            ThreadCount(self._started, 1) if options.threads else thread_count.first_thread_count(self._started)
+            ThreadCount(options.threads, options.threads)
+            if options.threads
+            else thread_count.first_thread_count(min(cores, len(self._local_cpus) or cores), devices=devices)
         )
+        self._started = self._threads.limit
         self._slot_bytes = options.ring_buffer_bytes(
-            threads=self._started, active=self._threads.active, devices=max(1, engine.device_count())
+            threads=self._started, active=self._threads.active, devices=devices
         )
         self._window_began = 0.0
         self._window_stats = (0, 0.0, 0.0)

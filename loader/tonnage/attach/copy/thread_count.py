@@ -14,6 +14,8 @@ from tonnage.attach.copy_options import copying_cores
 
 FIRST_THREADS = 16
 """A GPU's bus is filled by 8 to 16 of today's cores."""
+MAX_THREADS = 24
+"""More threads than that were never faster."""
 STEP = 2
 SPARE = 0.2
 """Share of the threads' time spent waiting above which a thread less does the same."""
@@ -63,9 +65,15 @@ class ThreadCount(NamedTuple):
     pause: int = 0
 
 
-def first_thread_count(cores: int) -> ThreadCount:
-    """Returns the state before anything was measured."""
-    return ThreadCount(min(FIRST_THREADS, copying_cores(cores)), cores)
+def first_thread_count(cores: int, *, devices: int = 1) -> ThreadCount:
+    """Returns the state before anything was measured.
+
+    Args:
+        cores: Cores that this process may use.
+        devices: GPUs of the host. Copies to all of them may run at once, so no copy goes beyond its share of the cores.
+    """
+    first = min(FIRST_THREADS, copying_cores(cores))
+    return ThreadCount(first, max(first, min(MAX_THREADS, cores // devices)))
 
 
 def can_decide(window: Window) -> bool:
