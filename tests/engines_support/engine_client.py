@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,11 @@ def start_engines(folder: Path, engine: str = "vllm") -> Iterator[Engines]:
         "PYTHONPATH": f"{plugin}:{ROOT / 'tests/engines_support'}",
         "VLLM_CACHE_ROOT": str(folder / "vllm"),
     }
-    with (logs / "server.log").open("wb") as log, os.fdopen(read) as answers:
+    with (
+        (logs / "server.log").open("wb") as log,
+        os.fdopen(read) as answers,
+        tempfile.TemporaryDirectory(prefix="tonnage-tests-", ignore_cleanup_errors=True) as temporary,
+    ):
         process = subprocess.Popen(
             [*private_shared_memory(), python, str(_SERVER), str(write), engine],
             stdin=subprocess.PIPE,
@@ -127,7 +132,7 @@ def start_engines(folder: Path, engine: str = "vllm") -> Iterator[Engines]:
             stderr=subprocess.STDOUT,
             text=True,
             pass_fds=[write],
-            env=environment,
+            env={**environment, "TMPDIR": temporary},  # short, for the sockets that vLLM leaves there
         )
         os.close(write)
         try:
