@@ -28,11 +28,8 @@ cores = st.integers(1, 256)
 windows = st.builds(Window, st.integers(0, 1 << 40), st.floats(0, 10), st.floats(0, 100), st.floats(0, 100))
 
 
-def run(
-    cores: int, machine: Callable[[int], float], *, bus: float, decisions: int = 60, state: ThreadCount | None = None
-) -> list[ThreadCount]:
+def run(state: ThreadCount, machine: Callable[[int], float], *, bus: float, decisions: int = 60) -> list[ThreadCount]:
     """Decides for a machine whose threads together read ``machine(threads)`` bytes a second."""
-    state = state or first_thread_count(cores)
     states = [state]
     for _ in range(decisions):
         rate = min(bus, machine(state.active))
@@ -61,37 +58,38 @@ def test_too_few_bytes_change_nothing(cores: int, window: Window) -> None:
 @example(8, 6.25e9)  # the bus is not the limit of the six threads that begin
 def test_where_the_bus_is_the_limit_threads_are_given_back_and_it_stays_full(cores: int, each: float) -> None:
     bus = 50e9
-    for state in run(cores, lambda threads: threads * each, bus=bus):
-        if first_thread_count(cores).active * each >= bus:
+    first = first_thread_count(cores)
+    for state in run(first, lambda threads: threads * each, bus=bus):
+        if first.active * each >= bus:
             assert state.active * each >= bus or state.active == MIN_THREADS
 
 
 @given(cores, st.floats(SPARE, 1, exclude_min=True))
 def test_threads_that_wait_although_the_bus_is_not_full_stay(cores: int, waiting: float) -> None:
     """For buffers, for example, or for the driver."""
-    state = first_thread_count(cores)
+    state = first = first_thread_count(cores)
     for _ in range(60):
         window = Window(WINDOW_BYTES, WINDOW_BYTES / state.active, 1 - waiting, waiting)
         state = next_thread_count(state, window)
-        assert state.active >= first_thread_count(cores).active - 1
+        assert state.active >= first.active - 1
 
 
 @given(st.floats(0.5e9, 2e9), st.integers(1, 8))
 def test_where_each_thread_adds_its_share_a_gpu_has_its_share_of_the_cores(each: float, devices: int) -> None:
-    state = first_thread_count(22, devices=devices)
-    most = max(state.active, 22 // devices)
-    assert run(22, lambda threads: threads * each, bus=1e12, state=state)[-1].active == most
+    first = first_thread_count(22, devices=devices)
+    most = max(first.active, 22 // devices)
+    assert run(first, lambda threads: threads * each, bus=1e12)[-1].active == most
 
 
 @given(st.integers(FIRST_THREADS, 128), st.floats(20e9, 60e9))
 def test_where_memory_is_the_limit_a_step_up_is_tried_at_times_and_taken_back(cores: int, memory: float) -> None:
-    states = run(cores, lambda _: memory, bus=1e12)
-    first = first_thread_count(cores).active
-    assert {state.active for state in states} <= {first, min(first + STEP, cores)}
-    assert sum(state.active > first for state in states) <= len(states) / PAUSE
+    first = first_thread_count(cores)
+    states = run(first, lambda _: memory, bus=1e12)
+    assert {state.active for state in states} <= {first.active, min(first.active + STEP, cores)}
+    assert sum(state.active > first.active for state in states) <= len(states) / PAUSE
 
 
 @given(st.integers(1, PAUSE))
 def test_threads_that_did_not_help_are_tried_again_when_other_programs_leave_the_memory(decisions: int) -> None:
-    busy = run(32, lambda _: 30e9, bus=1e12, decisions=decisions)
-    assert run(32, lambda threads: threads * 2e9, bus=1e12, state=busy[-1])[-1].active == MAX_THREADS
+    busy = run(first_thread_count(32), lambda _: 30e9, bus=1e12, decisions=decisions)
+    assert run(busy[-1], lambda threads: threads * 2e9, bus=1e12)[-1].active == MAX_THREADS

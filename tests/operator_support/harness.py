@@ -296,8 +296,8 @@ class ControllerThread(AppThread[ControllerApp]):
 
     def count_requests(self, *verbs: str, resource: str = "") -> int:
         """Returns the number of requests that the controller has sent: of these verbs, about one kind or all."""
-        about = {"resource": {resource}} if resource else {}
-        return count(self.app.metrics.requests, verb=verbs, **about)
+        about = {"resource": resource} if resource else {}
+        return sum(count(self.app.metrics.requests, verb=verb, **about) for verb in verbs)
 
 
 class GateThread(AppThread[GateApp]):

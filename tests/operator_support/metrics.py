@@ -5,19 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from prometheus_client import Counter
 
 
-def count(counter: Counter, **labels: Collection[str]) -> int:
-    """Returns what a counter has counted, for all labels, or those with one of these values each."""
+def count(counter: Counter, **labels: str) -> int:
+    """Returns what a counter has counted, with these values of labels and any values of the others."""
     return round(
         sum(
             sample.value
             for metric in counter.collect()
             for sample in metric.samples
-            if sample.name.endswith("_total")
-            if all(sample.labels[name] in values for name, values in labels.items())
+            if sample.name.endswith("_total") and labels.items() <= sample.labels.items()
         )
     )

@@ -14,6 +14,7 @@ import pytest
 from operator_support import objects
 from operator_support.faulty_proxy import ErrorResponse, FaultyProxy
 from operator_support.harness import ControllerThread, make_installation, static_client_config
+from operator_support.metrics import count
 from operator_support.waiting import eventually
 from tonnage import contract
 from tonnage_operator.api import names
@@ -72,9 +73,8 @@ class ReportSender:
         status, message, _ = send(self.controller, token, report)
         return status, message
 
-    def report_count(self, kind: str, result: str) -> float:
-        found: float = self.controller.app.metrics.reports.labels(kind, result)._value.get()
-        return found
+    def report_count(self, kind: str, result: str) -> int:
+        return count(self.controller.app.metrics.reports, kind=kind, result=result)
 
 
 @pytest.fixture

@@ -287,7 +287,7 @@ def test_an_internal_error_is_counted_and_denies_only_the_annotated_pod(
     pod = {"metadata": {"annotations": {names.MODEL: "llama"}}, "spec": {"containers": [1, 2]}}
     answer = _answer(webhook, _review(pod, namespace=model.namespace))
     assert (answer["allowed"], answer["status"]["code"]) == (False, 500)
-    assert webhook.app.metrics.admissions.labels("error")._value.get() >= 1
+    assert count(webhook.app.metrics.admissions, result="error") >= 1
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"[]", b"{}", b'{"request": null}', b'{"request": {"uid": 7}}'])
@@ -324,8 +324,8 @@ def test_a_damaged_certificate_leaves_the_old_one_in_use(
     webhook: WebhookThread, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     before = _served_certificate(webhook)
-    failures = webhook.app.metrics.certificate_reloads.labels("failure")
-    count = failures._value.get()
+    reloads = webhook.app.metrics.certificate_reloads
+    failures = count(reloads, result="failure")
     if damage == "garbage":
         webhook.cert.write_text("not a certificate")
     elif damage == "another key":
@@ -333,7 +333,7 @@ def test_a_damaged_certificate_leaves_the_old_one_in_use(
     else:
         webhook.cert.unlink()
     webhook.reload_certificate()
-    assert failures._value.get() == count + 1
+    assert count(reloads, result="failure") == failures + 1
     assert "can't be used, the old one stays in use" in caplog.text
     assert _served_certificate(webhook) == before
     assert _post(webhook, _review({}))[0] == 200

@@ -16,6 +16,7 @@ import pytest
 from aiohttp import web
 
 from operator_support import objects
+from operator_support.metrics import count
 from operator_support.waiting import eventually_async
 from support.faulty_server import Fault, FaultyServer
 from support.tonnage_cli import CommandResult, run_tonnage, start_tonnage
@@ -85,9 +86,8 @@ class OperatorStub:
     secrets: Mapping[str, str]
     enqueued: list[str]
 
-    def report_count(self, kind: str, result: str = "accepted") -> float:
-        found: float = self.metrics.reports.labels(kind, result)._value.get()
-        return found
+    def report_count(self, kind: str, result: str = "accepted") -> int:
+        return count(self.metrics.reports, kind=kind, result=result)
 
     @property
     def rejected_reports(self) -> dict[str, float]:

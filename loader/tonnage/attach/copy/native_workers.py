@@ -60,9 +60,8 @@ class NativeWorkers(GroupCopier):
             if options.threads
             else thread_count.first_thread_count(min(cores, len(self._local_cpus) or cores), devices=devices)
         )
-        self._started = self._threads.limit
         self._slot_bytes = options.ring_buffer_bytes(
-            threads=self._started, active=self._threads.active, devices=devices
+            threads=self._threads.limit, active=self._threads.active, devices=devices
         )
         self._window_began = 0.0
         self._window_stats = (0, 0.0, 0.0)
@@ -83,7 +82,7 @@ class NativeWorkers(GroupCopier):
 
     @property
     def _slots(self) -> int:
-        return self._started * self._options.ring_slots
+        return self._threads.limit * self._options.ring_slots
 
     @property
     def threads(self) -> int:
@@ -211,9 +210,8 @@ class NativeWorkers(GroupCopier):
         size, reading, waiting = (one - other for one, other in zip(totals, self._window_stats, strict=True))
         window = Window(int(size), now - self._window_began, reading, waiting)
         is_preparing = self._library.ring_prepared(ring) < self._threads.active
-        if not is_preparing and not thread_count.can_decide(window):
-            return
-        self._window_began, self._window_stats = now, totals
+        if is_preparing or thread_count.can_decide(window):
+            self._window_began, self._window_stats = now, totals
         if is_preparing:  # a thread that pins its buffers makes the others wait for the driver
             return
         state = thread_count.next_thread_count(self._threads, window)
@@ -249,7 +247,7 @@ class NativeWorkers(GroupCopier):
                 self._library,
                 self._engine.native_queue(self._slots),
                 self._options,
-                threads=self._started,
+                threads=self._threads.limit,
                 slot_bytes=self._slot_bytes,
             )
             buffers.start_threads(self._threads.active)
