@@ -1,4 +1,4 @@
-"""The cluster's S3 server: SeaweedFS behind a proxy that logs each request.
+"""The cluster's S3 server: SeaweedFS behind a proxy that logs each request and can hold requests back.
 
 Both run on the node, so pods and this machine use the same URL.
 """
@@ -95,6 +95,16 @@ class ObjectStorage:
         """Returns the number of bytes of an object that were sent in responses to GETs."""
         return sum(request.bytes for request in self._served_gets(bucket, key))
 
+    @contextlib.contextmanager
+    def hold(self, bucket: str, key: str, *, start: int) -> Iterator[None]:
+        """Holds GETs of an object's bytes from ``start`` on back, until the block ends. Earlier bytes are served."""
+        file = _holds(self.folder) / f"/{bucket}/{key}".encode().hex()
+        write_private(file, str(start))
+        try:
+            yield
+        finally:
+            file.unlink()
+
     def stop(self) -> None:
         """Stops the server: connections are refused. Its objects stay."""
         self.proxy.stop()
@@ -181,9 +191,14 @@ def request_log(folder: Path) -> Path:
     return folder / "requests.jsonl"
 
 
+def _holds(folder: Path) -> Path:
+    return folder / "holds"
+
+
 def write_files(folder: Path) -> None:
     """Creates the server's folder, and its users with new keys."""
     (folder / "data").mkdir(parents=True)
+    _holds(folder).mkdir()
     users = {"admin": ["Admin", "Read", "Write", "List", "Tagging"], "reader": ["Read", "List"], "stranger": []}
     identities = [{"name": name, "credentials": [_keys(name)], "actions": actions} for name, actions in users.items()]
     write_private(folder / "s3.json", json.dumps({"identities": identities}))
@@ -199,7 +214,8 @@ def program_arguments(folder: Path, address: str) -> dict[str, list[str]]:
         sockets="/run/seaweedfs-",
     )
     listen = f"{address}:{network.S3_PORT}"
-    return {SERVER: server, PROXY: [listen, f"http://127.0.0.1:{_BACKEND_PORT}", str(request_log(folder))]}
+    backend = f"http://127.0.0.1:{_BACKEND_PORT}"
+    return {SERVER: server, PROXY: [listen, backend, str(request_log(folder)), str(_holds(folder))]}
 
 
 def _keys(name: str) -> dict[str, str]:

@@ -10,42 +10,26 @@ import pytest
 from e2e_support import processes
 from operator_support.objects import get_condition
 from operator_support.waiting import eventually
-from tonnage.cache.journal import read_journal
 from tonnage.contract import Outcome
-from tonnage.loading.resume import decode_records
-from tonnage.transfer.transfer_spec import FetchedRange
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from e2e_support.e2e_cluster import E2ECluster
-    from e2e_support.namespace import Model, Namespace
+    from e2e_support.namespace import Namespace
 
-SLOW = {"loader": {"bandwidthLimit": "32Mi"}}
-"""Makes the large model take four seconds."""
-WARMED_SLOWLY = {**SLOW, "placement": {"prewarm": "AllMatching"}}
-
-
-def wait_for_partial_load(model: Model) -> None:
-    """Waits until a part of the model is on the node, and fails if any of it is visible."""
-
-    def recorded_bytes() -> int:
-        found = [read_journal(path) for path in (model.entry_path() / ".tonnage" / "partial").glob("*/journal")]
-        records = [record for each in found if each for record in decode_records(each.records)]
-        return sum(record.end - record.start for record in records if isinstance(record, FetchedRange))
-
-    eventually(lambda: recorded_bytes() > 16 << 20, timeout=60)
-    assert not model.visible_files(), "a partial entry is visible"
+WARMED = {"placement": {"prewarm": "AllMatching"}}
 
 
 def test_a_killed_loader_resumes(namespace: Namespace, e2e: E2ECluster) -> None:
-    model = namespace.create_model("large", files=e2e.model_files.large, spec=SLOW)
-    pod = namespace.create_pod(model="large")
-    loader = pod.wait_for_pids(names.LOADER_CONTAINER)[0]
-    wait_for_partial_load(model)
-    processes.kill(loader)
-    assert get_condition(pod.get(), "Ready")[0] != "True"
+    model = namespace.create_model("large", files=e2e.model_files.large)
+    with model.hold_rest():
+        pod = namespace.create_pod(model="large")
+        loader = pod.wait_for_pids(names.LOADER_CONTAINER)[0]
+        model.wait_for_partial_load()
+        processes.kill(loader)
+        assert get_condition(pod.get(), "Ready")[0] != "True"
     pod.wait_ready()
     assert pod.restart_count(names.LOADER_CONTAINER) == 1
     assert pod.restart_count("server") == 0
@@ -90,10 +74,11 @@ def test_a_load_completes_without_kubelet_and_counts_when_it_is_back(namespace: 
     pod = namespace.create_pod()
     pod.wait_ready()
     server = pod.pids("server")
-    model = namespace.create_model("large", files=e2e.model_files.large, spec=WARMED_SLOWLY, wait=False)
-    model.wait_for_condition("Resolved")
-    wait_for_partial_load(model)
-    e2e.cluster.process("kubelet").kill(signal.SIGKILL)
+    model = namespace.create_model("large", files=e2e.model_files.large, spec=WARMED, wait=False)
+    with model.hold_rest():
+        model.wait_for_condition("Resolved")
+        model.wait_for_partial_load()
+        e2e.cluster.process("kubelet").kill(signal.SIGKILL)
     eventually(model.visible_files, timeout=60)  # the load completes without kubelet
     assert get_condition(model.get(), "Warm")[0] == "False", "warm without a result of the load"
     assert get_condition(model.get(), "Progressing")[0] == "True"
@@ -125,12 +110,13 @@ def test_a_pod_whose_shim_is_killed_is_restarted_and_attaches(namespace: Namespa
 
 @pytest.mark.disturbs
 def test_a_restarted_controller_continues_with_a_running_load(namespace: Namespace, e2e: E2ECluster) -> None:
-    model = namespace.create_model("large", files=e2e.model_files.large, spec=WARMED_SLOWLY, wait=False)
-    model.wait_for_condition("Resolved")
-    wait_for_partial_load(model)
-    (controller,) = e2e.release.pods("controller")
-    processes.kill(processes.container_pids(controller["status"]["containerStatuses"][0]["containerID"])[0])
-    assert get_condition(model.get(), "Warm")[0] == "False"
+    model = namespace.create_model("large", files=e2e.model_files.large, spec=WARMED, wait=False)
+    with model.hold_rest():
+        model.wait_for_condition("Resolved")
+        model.wait_for_partial_load()
+        (controller,) = e2e.release.pods("controller")
+        processes.kill(processes.container_pids(controller["status"]["containerStatuses"][0]["containerID"])[0])
+        assert get_condition(model.get(), "Warm")[0] == "False"
     body = model.wait_for_condition("Warm", timeout=90)
     assert "failures" not in body["status"]
     e2e.release.wait_ready("controller")
@@ -186,11 +172,12 @@ def restore_storage(e2e: E2ECluster) -> Iterator[None]:
 @pytest.mark.disturbs
 @pytest.mark.usefixtures("restore_storage")
 def test_loads_wait_for_storage_that_is_down(namespace: Namespace, e2e: E2ECluster) -> None:
-    model = namespace.create_model("large", files=e2e.model_files.large, spec=SLOW)
-    pod = namespace.create_pod(model="large")
+    model = namespace.create_model("large", files=e2e.model_files.large)
     e2e.upload(f"{namespace.name}/late/", e2e.model_files.small)
-    wait_for_partial_load(model)
-    e2e.storage.stop()
+    with model.hold_rest():
+        pod = namespace.create_pod(model="large")
+        model.wait_for_partial_load()
+        e2e.storage.stop()
     late = namespace.create_model("late", prefix=f"{namespace.name}/late/", wait=False)
     late.wait_for_condition("Resolved", "False", "EndpointUnreachable", timeout=90)
     assert get_condition(late.get(), "Ready")[0] == "False"

@@ -35,12 +35,12 @@ def serving_pod(e2e: E2ECluster) -> Iterator[Pod]:
 
 
 @pytest.fixture
-def loading_pod(namespace: Namespace, e2e: E2ECluster) -> Pod:
-    """A pod whose loader runs for some seconds."""
-    namespace.create_model("large", files=e2e.model_files.large, spec={"loader": {"bandwidthLimit": "8Mi"}})
-    pod = namespace.create_pod(model="large", automountServiceAccountToken=True)
-    pod.wait_for_pids(LOADER)
-    return pod
+def loading_pod(namespace: Namespace, e2e: E2ECluster) -> Iterator[Pod]:
+    """A pod whose loader runs until the test ends."""
+    with namespace.create_model("large", files=e2e.model_files.large).hold_rest():
+        pod = namespace.create_pod(model="large", automountServiceAccountToken=True)
+        pod.wait_for_pids(LOADER)
+        yield pod
 
 
 def test_the_injected_token_gives_no_access_to_the_api(loading_pod: Pod, serving_pod: Pod, e2e: E2ECluster) -> None:

@@ -62,12 +62,13 @@ def test_five_pods_at_once_share_one_download(namespace: Namespace, e2e: E2EClus
 
 
 def test_a_prewarmed_node_is_warm_before_the_first_pod(namespace: Namespace, e2e: E2ECluster) -> None:
-    spec = {"placement": {"prewarm": "AllMatching"}, "loader": {"bandwidthLimit": "40Mi"}}
+    spec = {"placement": {"prewarm": "AllMatching"}}
     model = namespace.create_model("large", files=e2e.model_files.large, spec=spec, wait=False)
-    model.wait_for_status(
-        lambda status: 0 < (status.get("progress") or {}).get("percent", -1) < 100, description="progress on the way"
-    )
-    assert not model.visible_files(), "a partial entry is visible"
+    with model.hold_rest():
+        model.wait_for_status(
+            lambda status: 0 < (status.get("progress") or {}).get("percent", -1) < 100, description="some progress"
+        )
+        assert not model.visible_files(), "a partial entry is visible"
     body = model.wait_for_condition("Warm")
     assert body["status"]["nodes"]["summary"] == "1/1"
     assert "LoadCompleted" in model.event_reasons()

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from e2e_support.e2e_cluster import E2ECluster
     from e2e_support.namespace import Namespace
 
-BANDWIDTH = "12Mi"
-"""Bytes a second: the load of the large model takes about ten seconds."""
-
 ENGINE = """
 import os, sys
 sys.path.insert(0, "/opt/tonnage/lib/python3.11/site-packages")
@@ -29,22 +26,24 @@ with tonnage.open(path, wait=True, timeout=300) as weights:
 
 def test_a_streaming_pod_starts_at_once_and_other_pods_see_nothing_of_it(namespace: Namespace, e2e: E2ECluster) -> None:
     skip_unless_same_python()
-    model = namespace.create_model("large", files=e2e.model_files.large, spec={"loader": {"bandwidthLimit": BANDWIDTH}})
+    model = namespace.create_model("large", files=e2e.model_files.large)
     annotations = {names.MODEL: "large", names.WAIT: "Streaming"}
     metadata = {"name": "engine", "namespace": namespace.name, "annotations": annotations}
     spec = engine_spec(e2e.images.loader, ENGINE)
-    e2e.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
-    pod = Pod(e2e, "engine", namespace.name)
-    body = pod.wait_for(lambda body: "running" in pod.container_status("server", body).get("state", {}))
+    with model.hold_rest():
+        e2e.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+        pod = Pod(e2e, "engine", namespace.name)
+        body = pod.wait_for(lambda body: "running" in pod.container_status("server", body).get("state", {}))
 
-    loader = pod.container_status(names.LOADER_CONTAINER, body)
-    assert loader["started"]
-    assert not loader["ready"]
-    assert model.visible_files() == []
-    e2e.api.wait_for(
-        "NodeCache", e2e.node, "", lambda _: (found := model.nodecache_entry()) and found["state"] == "Loading"
-    )
-    plain = namespace.create_pod(model="large")
+        loader = pod.container_status(names.LOADER_CONTAINER, body)
+        assert loader["started"]
+        assert not loader["ready"]
+        assert model.visible_files() == []
+        e2e.api.wait_for(
+            "NodeCache", e2e.node, "", lambda _: (found := model.nodecache_entry()) and found["state"] == "Loading"
+        )
+        pod.wait_for_log("started with")
+        plain = namespace.create_pod(model="large")
 
     pod.wait_for(lambda body: body["status"]["phase"] == "Succeeded", timeout=240)
     started, read, *_ = pod.logs().splitlines()

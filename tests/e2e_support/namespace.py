@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from e2e_support.pods import Pod, server_pod
 from operator_support.objects import deep_merge, get_condition
+from operator_support.waiting import eventually
+from tonnage.cache.journal import read_journal
+from tonnage.loading.resume import decode_records
+from tonnage.transfer.transfer_spec import FetchedRange
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from e2e_support.e2e_cluster import E2ECluster
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
 Object = dict[str, Any]
 
 READER_SECRET = "s3-reader"
+HELD_FROM = 48 << 20
+"""Bytes of the large model that are served while its rest is held."""
 
 
 @dataclass
@@ -79,6 +86,23 @@ class Model:
     def visible_files(self, medium: str = "Memory") -> list[str]:
         """Returns the names of the files that a serving container would see."""
         return sorted(path.name for path in self.entry_path(medium).glob("model/*"))
+
+    @contextlib.contextmanager
+    def hold_rest(self) -> Iterator[None]:
+        """Lets loads of the large model go no further than ``HELD_FROM``, until the block ends."""
+        with self.e2e.storage.hold(self.e2e.bucket, f"{self.prefix}model.tensors", start=HELD_FROM):
+            yield
+
+    def wait_for_partial_load(self) -> None:
+        """Waits until a part of it is on the node. Fails if any of it is visible."""
+
+        def recorded_bytes() -> int:
+            found = [read_journal(path) for path in (self.entry_path() / ".tonnage" / "partial").glob("*/journal")]
+            records = [record for each in found if each for record in decode_records(each.records)]
+            return sum(record.end - record.start for record in records if isinstance(record, FetchedRange))
+
+        eventually(lambda: recorded_bytes() > HELD_FROM // 3, timeout=60)
+        assert not self.visible_files(), "a partial entry is visible"
 
     def nodecache_entry(self) -> Object | None:
         """Returns its entry in the NodeCache of the node; None if there is none."""

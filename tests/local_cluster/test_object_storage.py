@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -53,6 +54,24 @@ def test_a_stopped_server_refuses_connections_and_keeps_its_objects_and_counts(c
         s3.get_object(Bucket=bucket, Key=KEY)
     storage.start()
     assert s3.get_object(Bucket=bucket, Key=KEY)["Body"].read() == BODY
+    assert storage.gets(bucket, KEY) == 2
+
+
+def test_a_held_part_of_an_object_is_answered_when_the_hold_ends(cluster: Cluster, bucket: str) -> None:
+    storage = cluster.object_storage
+
+    def read(start: int) -> bytes:
+        body: bytes = storage.client().get_object(Bucket=bucket, Key=KEY, Range=f"bytes={start}-")["Body"].read()
+        return body
+
+    with ThreadPoolExecutor(1) as pool:
+        with storage.hold(bucket, KEY, start=1000):
+            held = pool.submit(read, 1000)
+            assert read(999) == BODY[999:]
+            with pytest.raises(TimeoutError):
+                held.result(timeout=0.2)
+            assert storage.gets(bucket, KEY) == 1
+        assert held.result(timeout=10) == BODY[1000:]
     assert storage.gets(bucket, KEY) == 2
 
 

@@ -1,18 +1,28 @@
 // Passes HTTP requests on as they are and notes each as one line of JSON, before the client has the whole answer.
 //
-//	logging-proxy LISTEN URL FILE
+// As long as the folder HOLDS has a file named as a path in hexadecimal, requests for the path's bytes from the number in
+// the file on wait.
+//
+//	logging-proxy LISTEN URL FILE HOLDS
 package main
 
 import (
+	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"log"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
+	"time"
 )
+
+const holdPoll = 20 * time.Millisecond
 
 type answer struct {
 	http.ResponseWriter `json:"-"`
@@ -65,8 +75,31 @@ func (a *answer) note() {
 	})
 }
 
+func isHeld(request *http.Request, holds string) bool {
+	var start int64
+	if _, err := fmt.Sscanf(request.Header.Get("Range"), "bytes=%d-", &start); err != nil {
+		return false
+	}
+	text, err := os.ReadFile(filepath.Join(holds, hex.EncodeToString([]byte(request.URL.Path))))
+	if err != nil {
+		return false
+	}
+	from, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	return err == nil && start >= from
+}
+
+func waitWhileHeld(request *http.Request, holds string) {
+	for isHeld(request, holds) {
+		select {
+		case <-request.Context().Done():
+			return
+		case <-time.After(holdPoll):
+		}
+	}
+}
+
 func main() {
-	listen, behind, name := os.Args[1], os.Args[2], os.Args[3]
+	listen, behind, name, holds := os.Args[1], os.Args[2], os.Args[3], os.Args[4]
 	target, err := url.Parse(behind)
 	if err != nil {
 		log.Fatal(err)
@@ -93,6 +126,7 @@ func main() {
 			file:           file,
 		}
 		defer noted.note()
+		waitWhileHeld(request, holds)
 		proxy.ServeHTTP(noted, request)
 	})))
 }
