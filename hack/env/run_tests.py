@@ -45,14 +45,15 @@ GROUPS = {
     "cache": ["loader/cache"],
 }
 """Folders and files by group, in the order in which they are started. Tests of a group share a node, a control plane or
-engines, and "pods" uses the node of "node" (see ``e2e_support.shared_cluster``). A file is in the group that names it,
+engines, and "pods" uses the node of "node". A file is in the group that names it,
 or in that of its innermost folder; "other" has all that are in no other group. Tests of "cache" fork often, in a
 process that has not imported PyTorch."""
 MORE_PROCESSES = 3
 """How many groups more than there are cores run beside each other: those of pods and of peers wait most of the time."""
-WAITS_FOR = {"pods": "cluster.json"}
-"""Groups that do nothing until another group has written a file (``e2e_support.shared_cluster``). Another one runs
-meanwhile."""
+CLUSTER_OWNER, CLUSTER_FOLLOWER = "node", "pods"
+"""The group that starts a cluster, and the one that uses it. This one does nothing until the other has described it in
+``CLUSTER_FILE`` (see ``e2e_support.shared_cluster``), and a further group runs meanwhile."""
+CLUSTER_FILE = "cluster.json"
 PROMPT = {"node", "pods", "control-plane", "peers"}
 """Groups to which the others yield."""
 NICENESS = 10
@@ -145,7 +146,7 @@ def run(folder: Path, groups: dict[str, list[str]], *, at_a_time: int) -> list[P
             for ended in [each for each in running if each.has_ended()]:
                 running.remove(ended)
                 done.append(ended)
-                (folder / f"{ended.name}.ended").touch()
+                _ended_file(folder, ended.name).touch()
                 print(f"tests: {ended.name}, {ended.seconds:.0f} s\n{ended.text}", flush=True)
             if running and time.monotonic() - reported >= PROGRESS_INTERVAL_SECONDS:
                 reported = time.monotonic()
@@ -185,7 +186,24 @@ def make_table(runs: list[PytestRun], counts: dict[str, Counter[str]]) -> str:
 
 
 def _is_busy(run: PytestRun, folder: Path) -> bool:
-    return run.name not in WAITS_FOR or (folder / WAITS_FOR[run.name]).exists()
+    return run.name != CLUSTER_FOLLOWER or (folder / CLUSTER_FILE).exists()
+
+
+def _cluster_environment(folder: Path, name: str) -> dict[str, str]:
+    """Returns the variables that ``e2e_support.shared_cluster`` reads."""
+    others = {CLUSTER_OWNER: ("owner", CLUSTER_FOLLOWER), CLUSTER_FOLLOWER: ("follower", CLUSTER_OWNER)}
+    if name not in others:
+        return {}
+    role, other = others[name]
+    return {
+        "SHARED_CLUSTER_ROLE": role,
+        "SHARED_CLUSTER_FILE": str(folder / CLUSTER_FILE),
+        "SHARED_CLUSTER_OTHER_ENDED": str(_ended_file(folder, other)),
+    }
+
+
+def _ended_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.ended"
 
 
 def _start(folder: Path, name: str, paths: list[str]) -> PytestRun:
@@ -196,7 +214,7 @@ def _start(folder: Path, name: str, paths: list[str]) -> PytestRun:
     if niceness > 0:
         command = ["nice", f"-n{niceness}", *command]
     # With GOGC, kubectl, SeaweedFS and other programs in Go collect garbage less often, which takes less CPU time.
-    environment = {**os.environ, "TEST_GROUP": name, "TEST_GROUPS_FOLDER": str(folder), "GOGC": "400"}
+    environment = {**os.environ, **_cluster_environment(folder, name), "GOGC": "400"}
     with output.open("wb") as file:
         process = subprocess.Popen(
             command,

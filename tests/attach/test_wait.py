@@ -26,6 +26,7 @@ from support.faults import Fault
 from support.load_harness import KEY, KIB, LoadHarness
 from support.models import CONFIG, make_tensors, to_tensors_file
 from support.tonnage_cli import run_tonnage, start_tonnage
+from support.waiting import eventually
 from tonnage.attach.errors import EntryIncomplete, LoadRestarted, NotLoadedInTime
 from tonnage.cache import stream
 from tonnage.cache.entry import Entry
@@ -463,7 +464,7 @@ class TestPod:
         harness.hold_back()
         arguments, environment = self.command(harness, run)
         with start_tonnage(*arguments, environment=environment) as loader:
-            wait_for_file(run / "ready")
+            eventually((run / "ready").exists)
             assert not (run / "loaded").exists()
             assert (run / "status").read_text() == "loading\n"
             (tmp_path / "models" / "llama").symlink_to(directory)
@@ -471,7 +472,7 @@ class TestPod:
                 harness.release()
                 state = weights.state_dict()
                 assert all(tensors_equal(state[name], tensor) for name, tensor in harness.tensors.items())
-            wait_for_file(run / "loaded")
+            eventually((run / "loaded").exists)
             assert (run / "status").read_text() == "ready\n"
             loader.terminate()
             assert loader.wait(20) == 0
@@ -487,10 +488,3 @@ class TestPod:
         with tonnage.open(tmp_path / "models" / "llama", wait=True) as weights, pytest.raises(AccessDenied) as caught:
             weights.state_dict()
         assert caught.value.message == finished.report["message"]
-
-
-def wait_for_file(path: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} was not created"
-        time.sleep(0.01)

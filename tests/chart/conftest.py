@@ -11,7 +11,7 @@ import pytest
 from chart_support import third_party_crds
 from chart_support.helm import NAMESPACE, Helm, find_helm
 from operator_support.control_plane import ControlPlane, DependencyUnavailable, find_programs, skip_or_fail
-from operator_support.waiting import eventually
+from support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

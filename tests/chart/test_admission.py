@@ -12,11 +12,11 @@ import yaml
 from chart_support import third_party_crds
 from chart_support.helm import NAMESPACE, Helm, HelmError, Object, pod_template
 from chart_support.variants import VARIANTS
-from operator_support.waiting import eventually
 from support.load_harness import KEY, LoadHarness
 from support.models import CONFIG, assert_tensors_equal, load_safetensors_dir, make_tensors, to_tensors_file
 from support.repository import ROOT
 from support.tonnage_cli import run_tonnage
+from support.waiting import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path

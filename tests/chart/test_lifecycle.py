@@ -18,9 +18,9 @@ from chart_support.hook_runner import HookRunner
 from operator_support.fake_kubelet import FakeKubelet, FakeLoaders
 from operator_support.harness import ControllerThread, OperatorHarness, make_installation, static_client_config
 from operator_support.rbac import granted_permissions, used_permissions
-from operator_support.waiting import eventually
 from support.markdown import code_blocks
 from support.repository import ROOT
+from support.waiting import eventually
 from tonnage_operator import __version__
 from tonnage_operator.api import names
 

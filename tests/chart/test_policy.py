@@ -12,7 +12,7 @@ import yaml
 from chart_support.helm import Helm, find_one
 from operator_support import objects
 from operator_support.injection import annotated_pod, resolved_modelweights
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage_operator.api import names
 from tonnage_operator.domain.admission import inject, injected_model
 from tonnage_operator.domain.admission.pod_request import parse_annotations

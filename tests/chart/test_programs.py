@@ -18,7 +18,7 @@ import trustme
 from chart_support.component_process import ComponentProcess, write_volumes
 from chart_support.helm import find_one
 from operator_support.control_plane import PYTHONPATH
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage_operator.cli import main
 from tonnage_operator.config import ConfigError, read_installation
 from tonnage_operator.tls import CaWatcher

@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operator_support.waiting import eventually_async
+from support.waiting import eventually_async
 from tonnage_operator.controller.rate_limiter import RateLimiter
 from tonnage_operator.controller.turns import Turns
 from tonnage_operator.controller.workqueue import Gone, StaleCache, WorkQueue

@@ -27,7 +27,7 @@ _KUBELET = {
     "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
 }
 """Containers that have ended are started again within a second, in place of 10, 20 and 40."""
-_PREFIX = shared_cluster.FOLLOWER if shared_cluster.is_follower() else "e2e"
+_PREFIX = "pods" if shared_cluster.is_follower() else "e2e"
 """What the names of namespaces begin with."""
 _NUMBERS = itertools.count(1)
 _IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ

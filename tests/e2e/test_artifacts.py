@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from e2e_support.pods import IDLE_SCRIPT, PYTHON, RESTRICTED_SECURITY_CONTEXT, Pod, server_pod
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 
 from e2e_support import processes
 from operator_support.objects import get_condition
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage.contract import Outcome
 from tonnage_operator.api import names
 

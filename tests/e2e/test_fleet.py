@@ -10,7 +10,7 @@ import pytest
 
 from e2e_support.pods import Pod
 from operator_support.objects import get_condition
-from operator_support.waiting import eventually
+from support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ from e2e_support.helm_release import NAMESPACE
 from e2e_support.kube_client import ApiError, KubeClient
 from e2e_support.namespace import Namespace
 from e2e_support.pods import PYTHON, Pod, server_pod
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage.contract import Outcome
 from tonnage_operator.api import names
 

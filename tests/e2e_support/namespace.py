@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from e2e_support.pods import Pod, server_pod
 from operator_support.objects import deep_merge, get_condition
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage.cache.journal import read_journal
 from tonnage.loading.resume import decode_records
 from tonnage.transfer.transfer_spec import FetchedRange

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from e2e_support import processes
 from operator_support.objects import get_condition
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage import contract
 from tonnage_operator.api import names
 

@@ -15,14 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from e2e_support.e2e_cluster import E2ECluster
 
-OWNER, FOLLOWER = "node", "pods"
-"""The groups of ``hack/env/run_tests.py`` that start the cluster, and that use it."""
-_FILE = "cluster.json"
 _TIMEOUT_SECONDS = 3600
 """Enough to build Kubernetes and the images on a new machine, or to run the follower's tests."""
-
-_folder = Path(os.environ.get("TEST_GROUPS_FOLDER", ""))
-_group = os.environ.get("TEST_GROUP", "")
 
 
 class NoSharedCluster(Exception):
@@ -31,17 +25,17 @@ class NoSharedCluster(Exception):
 
 def is_follower() -> bool:
     """Whether this process uses the cluster of another."""
-    return _group == FOLLOWER
+    return _role() == "follower"
 
 
 def share(e2e: E2ECluster) -> None:
     """Lets the follower use it, if there is one."""
-    if _group != OWNER:
+    if _role() != "owner":
         return
     content = {"cluster": e2e.cluster.folder, "images": asdict(e2e.images), "model_files": asdict(e2e.model_files)}
-    part = _folder / f".{_FILE}"
+    part = _file().with_suffix(".part")
     part.write_text(json.dumps(content, default=str))
-    part.replace(_folder / _FILE)
+    part.replace(_file())
 
 
 def wait_for_owner() -> None:
@@ -50,7 +44,7 @@ def wait_for_owner() -> None:
     Raises:
         NoSharedCluster: It has none.
     """
-    _wait_for(_folder / _FILE, unless=OWNER)
+    _wait_for(_file(), unless=_other_ended())
 
 
 def join(folder: Path) -> E2ECluster:
@@ -60,7 +54,7 @@ def join(folder: Path) -> E2ECluster:
     from e2e_support.model_files import ModelFiles
     from local_cluster.cluster import attach
 
-    content: dict[str, Any] = json.loads((_folder / _FILE).read_text())
+    content: dict[str, Any] = json.loads(_file().read_text())
     archives = tuple(map(Path, content["images"].pop("archives")))
     e2e = E2ECluster(attach(Path(content["cluster"])), folder, Images(**content["images"], archives=archives))
     e2e.release.assume({})
@@ -74,15 +68,29 @@ def join(folder: Path) -> E2ECluster:
 
 def wait_for_follower() -> None:
     """Waits until the follower has ended, if there is one."""
-    if _group == OWNER:
-        _wait_for(_folder / f"{FOLLOWER}.ended")
+    if _role() == "owner":
+        _wait_for(_other_ended())
 
 
-def _wait_for(path: Path, unless: str = "") -> None:
+# The three variables are set by hack/env/run_tests.py.
+def _role() -> str:
+    return os.environ.get("SHARED_CLUSTER_ROLE", "")
+
+
+def _file() -> Path:
+    return Path(os.environ["SHARED_CLUSTER_FILE"])
+
+
+def _other_ended() -> Path:
+    """Returns the path of a file that exists when the other process has ended."""
+    return Path(os.environ["SHARED_CLUSTER_OTHER_ENDED"])
+
+
+def _wait_for(path: Path, unless: Path | None = None) -> None:
     deadline = time.monotonic() + _TIMEOUT_SECONDS
     while not path.exists():
-        if unless and (_folder / f"{unless}.ended").exists():
-            raise NoSharedCluster(f"The group {unless} has ended without a cluster.")
+        if unless and unless.exists():
+            raise NoSharedCluster(f"The owner has ended without a cluster: there is {unless.name}, but no {path.name}.")
         if time.monotonic() > deadline:
             raise NoSharedCluster(f"{path.name} did not appear within {_TIMEOUT_SECONDS} s.")
         time.sleep(0.1)

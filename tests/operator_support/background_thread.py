@@ -7,7 +7,7 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage_operator.app import App
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from operator_support.background_thread import AppThread
 from operator_support.control_plane import PYTHONPATH
 from operator_support.injection import resolved_modelweights
 from operator_support.metrics import count
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage_operator.api import names
 from tonnage_operator.config import ServerOptions
 from tonnage_operator.controller.app import ControllerApp

@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from operator_support import objects
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage_operator.api import names
 from tonnage_operator.api.status import SeenRevision
 from tonnage_operator.domain.modelweights.revisions import parse_resolve_report

@@ -11,7 +11,7 @@ from operator_support import objects
 from operator_support.background_thread import AppThread
 from operator_support.metrics import count
 from operator_support.pods import CONTAINERS
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage_operator.api import names
 from tonnage_operator.config import ServerOptions
 from tonnage_operator.webhook.app import WebhookApp

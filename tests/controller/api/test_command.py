@@ -12,8 +12,8 @@ import pytest
 
 from operator_support.control_plane import PYTHONPATH
 from operator_support.harness import write_installation
-from operator_support.waiting import eventually
 from support.ports import free_ports
+from support.waiting import eventually
 from tonnage_operator.api import crd
 from tonnage_operator.cli import main
 from tonnage_operator.kube.credentials import ClientConfigError, find_client_config, from_kubeconfig

@@ -22,8 +22,8 @@ from local_cluster import credentials
 from operator_support.control_plane import PYTHONPATH
 from operator_support.harness import write_installation
 from operator_support.stalled_connections import StalledConnections
-from operator_support.waiting import eventually
 from support.ports import free_ports
+from support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ import pytest
 
 from operator_support import objects
 from operator_support.harness import ControllerThread, OperatorHarness, admin_client_config, make_installation
-from operator_support.waiting import eventually
 from support.repository import ROOT
+from support.waiting import eventually
 from tonnage import contract
 from tonnage_operator.api import names
 

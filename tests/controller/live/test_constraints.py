@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from operator_support.schema_violations import iter_fields
-from operator_support.waiting import eventually
 from support.repository import ROOT
+from support.waiting import eventually
 from tonnage_operator.api import crd
 from tonnage_operator.api.modelweights import ModelWeightsSpec
 from tonnage_operator.api.status import MAX_HISTORY, MAX_OBJECTS

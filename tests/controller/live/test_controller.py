@@ -10,7 +10,7 @@ import pytest
 
 from operator_support import objects
 from operator_support.fake_kubelet import Termination
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage_operator.api import names
 from tonnage_operator.telemetry import JsonFormatter
 

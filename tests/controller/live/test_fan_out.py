@@ -9,9 +9,9 @@ import pytest
 
 from operator_support.harness import ControllerThread, admin_client_config, make_installation
 from operator_support.process_nodes import ProcessNodes
-from operator_support.waiting import eventually
 from support.models import CONFIG, assert_tensors_equal, load_safetensors_dir, make_tensors, to_tensors_file
 from support.ports import free_ports
+from support.waiting import eventually
 from tonnage_operator.domain.peers.credentials import parse_credentials
 
 if TYPE_CHECKING:

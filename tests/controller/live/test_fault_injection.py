@@ -23,7 +23,7 @@ from operator_support.harness import (
     static_client_config,
 )
 from operator_support.pods import create_pvc
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import pytest
 
 from operator_support.harness import ControllerThread, admin_client_config, make_installation
 from operator_support.metrics import count
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage_operator.controller import app
 from tonnage_operator.controller.memo import ControllerMemo
 

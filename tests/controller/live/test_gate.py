@@ -27,8 +27,8 @@ from operator_support.harness import (
 )
 from operator_support.pods import create_pod, create_resolved_model
 from operator_support.rbac import granted_permissions, used_permissions
-from operator_support.waiting import eventually
 from operator_support.webhook_thread import WebhookThread
+from support.waiting import eventually
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:

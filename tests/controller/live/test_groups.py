@@ -13,7 +13,7 @@ from operator_support import controllers, objects
 from operator_support.harness import GROUP_PATH
 from operator_support.injection import find_loader
 from operator_support.pods import create_resolved_model, delete_pod, pod_template, revision_of
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.domain.modelweights.revisions import parse_resolve_report

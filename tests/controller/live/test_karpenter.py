@@ -18,9 +18,9 @@ from operator_support import objects
 from operator_support.background_thread import BackgroundThread
 from operator_support.harness import ControllerThread, GateThread, admin_client_config, make_installation
 from operator_support.pods import create_pod, create_resolved_model
-from operator_support.waiting import eventually
 from operator_support.webhook_thread import WebhookThread
 from support.ports import free_ports
+from support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

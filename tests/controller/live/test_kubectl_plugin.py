@@ -16,8 +16,8 @@ import yaml
 from local_cluster import credentials
 from operator_support.fake_kubelet import Termination
 from operator_support.pods import create_pod, create_resolved_model, pod_template
-from operator_support.waiting import eventually
 from support.repository import ROOT
+from support.waiting import eventually
 from tonnage import contract
 from tonnage.errors import Reason
 from tonnage_operator.api import names

@@ -10,7 +10,7 @@ from operator_support import objects
 from operator_support.fake_kubelet import Termination
 from operator_support.harness import OperatorHarness
 from operator_support.pods import create_pod, create_pvc, delete_pod, revision_of, volumes_by_name
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 from operator_support.fake_kubelet import Termination
 from operator_support.metrics import count
 from operator_support.pods import CONTAINERS, create_pod, create_resolved_model, init_container_names
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.domain import units

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:

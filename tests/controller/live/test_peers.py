@@ -23,7 +23,7 @@ from operator_support.harness import (
     make_installation,
     static_client_config,
 )
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage import contract
 from tonnage.contract.peers import (
     AWAIT_HEADERS,

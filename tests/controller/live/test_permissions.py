@@ -18,9 +18,9 @@ from operator_support import controllers
 from operator_support.harness import WITH_PEERS, ControllerThread, make_installation, static_client_config
 from operator_support.pods import create_resolved_model
 from operator_support.rbac import granted_permissions, used_permissions
-from operator_support.waiting import eventually
 from operator_support.webhook_thread import WebhookThread
 from support.repository import ROOT
+from support.waiting import eventually
 from tonnage_operator.api import names
 from tonnage_operator.controller.uninstall import release_all
 from tonnage_operator.kube.credentials import ClientConfig

@@ -15,7 +15,7 @@ from operator_support import objects
 from operator_support.faulty_proxy import ErrorResponse, FaultyProxy
 from operator_support.harness import ControllerThread, make_installation, static_client_config
 from operator_support.metrics import count
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage import contract
 from tonnage_operator.api import names
 

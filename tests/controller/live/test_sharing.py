@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from operator_support.harness import ControllerThread, OperatorHarness, admin_client_config, make_installation
-from operator_support.waiting import eventually
+from support.waiting import eventually
 
 
 @pytest.mark.usefixtures("fake_loaders", "operator_namespace")

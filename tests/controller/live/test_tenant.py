@@ -10,7 +10,7 @@ import pytest
 from operator_support import objects
 from operator_support.harness import make_installation
 from operator_support.pods import create_pod, create_resolved_model
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.domain.observed.model_weights import parse_model_weights

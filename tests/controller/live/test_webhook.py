@@ -15,7 +15,7 @@ from operator_support.harness import OperatorHarness
 from operator_support.injection import own_containers
 from operator_support.metrics import count
 from operator_support.pods import CONTAINERS, create_pod, create_resolved_model, init_container_names, pod_template
-from operator_support.waiting import eventually
+from support.waiting import eventually
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:

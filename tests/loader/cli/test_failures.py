@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from operator_support.waiting import eventually
 from support.faults import Fault
 from support.models import make_tensors, to_tensors_file
 from support.s3_server import NO_PERMISSIONS, SeaweedS3
 from support.tensors_writer import RawTensor, build_tensors_file
 from support.tonnage_cli import run_tonnage, start_tonnage
+from support.waiting import eventually
 from tonnage.errors import Reason, error_classes
 
 if TYPE_CHECKING:

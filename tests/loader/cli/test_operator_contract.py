@@ -17,9 +17,9 @@ from aiohttp import web
 
 from operator_support import objects
 from operator_support.metrics import count
-from operator_support.waiting import eventually_async
 from support.faulty_server import Fault, FaultyServer
 from support.tonnage_cli import CommandResult, run_tonnage, start_tonnage
+from support.waiting import eventually_async
 from tonnage import contract
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,6 +12,7 @@ from support.models import assert_tensors_equal, load_safetensors_dir
 from support.peer_fleet import finish, source_of
 from support.ports import free_ports
 from support.stalling_proxy import StallingProxy
+from support.waiting import eventually
 
 if TYPE_CHECKING:
     import torch
@@ -56,10 +56,9 @@ def test_a_bucket_that_goes_down_in_the_middle_of_a_load_is_not_missed_while_pee
         fleet.serve(first, "--rate", "600000")
         with fleet.loading(second, plan, environment) as process:
             folder = second.media["memory"] / one["entry"] / ".tonnage" / "partial"
-            deadline = time.monotonic() + 30
-            while not any(path.stat().st_size > 400 for path in folder.glob("*/journal")):
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
+            eventually(
+                lambda: any(path.stat().st_size > 400 for path in folder.glob("*/journal")), timeout=30, interval=0.005
+            )
             store.close()
             two = finish(process)
     assert two["outcome"] == "loaded", two

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from operator_support.waiting import eventually
 from support.tls import make_certificate_authority
+from support.waiting import eventually
 from tonnage.contract import Identity, Outcome, Progress, Report, Reporting
 from tonnage.reporting.reporter import Reporter
 

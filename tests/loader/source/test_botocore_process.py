@@ -18,6 +18,7 @@ import pytest
 
 from support.ports import free_ports
 from support.tonnage_cli import start_tonnage
+from support.waiting import eventually
 from tonnage.errors import (
     CredentialsExpired,
     CredentialsMissing,
@@ -32,7 +33,7 @@ from tonnage.source.credentials import Botocore, CredentialProvider
 from tonnage.source.sigv4 import Credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from support.faulty_server import FaultyServer
 
@@ -251,7 +252,7 @@ def test_sigterm_ends_a_load_that_waits_for_credentials_and_what_it_started(
         assert process.returncode == 32
         assert "tonnage: Interrupted: " in stderr
         assert time.monotonic() - sent < 10  # botocore would wait for the program
-    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    eventually(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_the_process_ends_with_the_one_that_started_it(bare: dict[str, str], tmp_path: Path) -> None:
@@ -265,14 +266,7 @@ def test_the_process_ends_with_the_one_that_started_it(bare: dict[str, str], tmp
     ) as process:
         pid = int(started.read_text())
         process.kill()
-    wait_until(lambda: not Path(f"/proc/{pid}").exists())
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    eventually(lambda: not Path(f"/proc/{pid}").exists())
 
 
 @pytest.mark.parametrize(
@@ -312,7 +306,7 @@ def test_valid_credentials_are_used_while_botocore_gets_new_ones(bare: dict[str,
         write_program(helper, f"read line < {gate}; echo '{answer % ('new', late)}'")
         assert provider.current() == first
         gate.write_text("go\n")
-        wait_until(lambda: provider.current() != first)
+        eventually(lambda: provider.current() != first)
         newest = provider.current()
         assert newest is not None
         assert newest.access_key == "new"

@@ -1,4 +1,4 @@
-"""Waits for asynchronous changes in a cluster."""
+"""Waits for changes that no event announces."""
 
 from __future__ import annotations
 
