@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import subprocess
@@ -146,26 +147,30 @@ def test_the_benchmark_of_streaming_loads_and_reads_a_model_both_ways(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["attach-streaming.json"]
 
 
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("contender", ["exchange", "host-memory"])
 def test_the_benchmark_of_several_gpus_divides_a_model_and_each_process_receives_all_of_it(
-    shard: Path, tensors: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shard: Path, tensors: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contender: str
 ) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     import children
 
     size = sum(tensor.nbytes for tensor in tensors.values())
     common = {"path": str(shard.parent), "gpus": 2, "device": "cpu", "bytes": size, "calls": 1, "gate": True}
-    for contender in ("exchange", "host-memory"):
-        specs = [
-            {**common, "contender": contender, "gpu": gpu, "rendezvous": str(tmp_path / "rendezvous")}
-            for gpu in range(2)
-        ]
-        processes = [children.spawn(spec) for spec in specs]
+    specs = [
+        {**common, "contender": contender, "gpu": gpu, "rendezvous": str(tmp_path / "rendezvous")} for gpu in range(2)
+    ]
+    with contextlib.ExitStack() as started:
+        processes = []
+        for spec in specs:
+            processes.append(started.enter_context(children.spawn(spec)))
+            started.callback(processes[-1].kill)
         for process in processes:
             children.wait_until_ready(process)
             children.release(process)
         found = [children.collect(process, spec) for process, spec in zip(processes, specs, strict=True)]
-        files = sum(path.stat().st_size for path in shard.parent.glob("*.safetensors"))
-        assert [each.get("bytes", each) for each in found] == [size if contender == "exchange" else files] * 2
+    files = sum(path.stat().st_size for path in shard.parent.glob("*.safetensors"))
+    assert [each.get("bytes", each) for each in found] == [size if contender == "exchange" else files] * 2
 
 
 @settings(max_examples=50, deadline=None)

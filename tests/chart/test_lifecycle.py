@@ -288,6 +288,7 @@ def _signing_keys(plane: ControlPlane) -> dict[str, str]:
     return data
 
 
+@pytest.mark.timeout(180)  # seven releases, one after the other
 def test_the_documented_commands_have_the_documented_effect(
     helm_with_cluster: Helm, plane: ControlPlane, harness: OperatorHarness, hook_runner: HookRunner
 ) -> None:
