@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,8 @@ from tonnage.transfer.transfer_spec import FetchedRange
 from tonnage_operator.api import names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from e2e_support.e2e_cluster import E2ECluster
@@ -87,11 +87,9 @@ class Model:
         """Returns the names of the files that a serving container would see."""
         return sorted(path.name for path in self.entry_path(medium).glob("model/*"))
 
-    @contextlib.contextmanager
-    def hold_rest(self) -> Iterator[None]:
+    def hold_rest(self) -> AbstractContextManager[None]:
         """Lets loads of the large model go no further than ``HELD_FROM``, until the block ends."""
-        with self.e2e.storage.hold(self.e2e.bucket, f"{self.prefix}model.tensors", start=HELD_FROM):
-            yield
+        return self.e2e.storage.hold(self.e2e.bucket, f"{self.prefix}model.tensors", start=HELD_FROM)
 
     def wait_for_partial_load(self) -> None:
         """Waits until a part of it is on the node. Fails if any of it is visible."""
