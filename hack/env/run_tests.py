@@ -45,9 +45,8 @@ GROUPS = {
     "cache": ["loader/cache"],
 }
 """Folders and files by group, in the order in which they are started. Tests of a group share a node, a control plane or
-engines, and "pods" uses the node of "node". A file is in the group that names it,
-or in that of its innermost folder; "other" has all that are in no other group. Tests of "cache" fork often, in a
-process that has not imported PyTorch."""
+engines, and "pods" uses the node of "node". A file is in the group that names it, or in that of its innermost folder;
+"other" has all that are in no other group. Tests of "cache" fork often, in a process that has not imported PyTorch."""
 MORE_PROCESSES = 3
 """How many groups more than there are cores run beside each other: those of pods and of peers wait most of the time."""
 CLUSTER_OWNER, CLUSTER_FOLLOWER = "node", "pods"

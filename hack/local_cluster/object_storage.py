@@ -99,7 +99,7 @@ class ObjectStorage:
     def hold(self, bucket: str, key: str, *, start: int) -> Iterator[None]:
         """Holds GETs of an object's bytes from ``start`` on back, until the block ends. Earlier bytes are served."""
         file = _holds(self.folder) / f"/{bucket}/{key}".encode().hex()
-        write_private(file, str(start))
+        file.write_text(str(start))
         try:
             yield
         finally:

@@ -464,7 +464,7 @@ class TestPod:
         harness.hold_back()
         arguments, environment = self.command(harness, run)
         with start_tonnage(*arguments, environment=environment) as loader:
-            eventually((run / "ready").exists)
+            eventually((run / "ready").exists, timeout=30)
             assert not (run / "loaded").exists()
             assert (run / "status").read_text() == "loading\n"
             (tmp_path / "models" / "llama").symlink_to(directory)
@@ -472,7 +472,7 @@ class TestPod:
                 harness.release()
                 state = weights.state_dict()
                 assert all(tensors_equal(state[name], tensor) for name, tensor in harness.tensors.items())
-            eventually((run / "loaded").exists)
+            eventually((run / "loaded").exists, timeout=30)
             assert (run / "status").read_text() == "ready\n"
             loader.terminate()
             assert loader.wait(20) == 0

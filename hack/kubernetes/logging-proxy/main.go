@@ -17,7 +17,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 )
@@ -84,7 +83,7 @@ func isHeld(request *http.Request, holds string) bool {
 	if err != nil {
 		return false
 	}
-	from, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	from, err := strconv.ParseInt(string(text), 10, 64)
 	return err == nil && start >= from
 }
 

@@ -252,7 +252,7 @@ def test_sigterm_ends_a_load_that_waits_for_credentials_and_what_it_started(
         assert process.returncode == 32
         assert "tonnage: Interrupted: " in stderr
         assert time.monotonic() - sent < 10  # botocore would wait for the program
-    eventually(lambda: not Path(f"/proc/{pid}").exists())
+    eventually(lambda: not Path(f"/proc/{pid}").exists(), timeout=20)
 
 
 def test_the_process_ends_with_the_one_that_started_it(bare: dict[str, str], tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_the_process_ends_with_the_one_that_started_it(bare: dict[str, str], tmp
     ) as process:
         pid = int(started.read_text())
         process.kill()
-    eventually(lambda: not Path(f"/proc/{pid}").exists())
+    eventually(lambda: not Path(f"/proc/{pid}").exists(), timeout=20)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_valid_credentials_are_used_while_botocore_gets_new_ones(bare: dict[str,
         write_program(helper, f"read line < {gate}; echo '{answer % ('new', late)}'")
         assert provider.current() == first
         gate.write_text("go\n")
-        eventually(lambda: provider.current() != first)
+        eventually(lambda: provider.current() != first, timeout=20)
         newest = provider.current()
         assert newest is not None
         assert newest.access_key == "new"
