@@ -12,8 +12,8 @@
 Acquire ``use.lock`` (shared) before ``load.lock``. Lock files are never removed.
 
 A flat entry is a folder of the user that has the published files itself, beside files of others: its ``model_dir`` is
-the folder. ``.tonnage/files.json`` lists the names that loads have published there or are about to; no other file is
-ever changed.
+the folder. ``.tonnage/files.json`` lists the names that loads have published there or are about to, or is empty; no
+other file is ever changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from tonnage.cache.filesystem import file_sizes, make_directory, read_file, write_atomically
+from tonnage.cache.filesystem import create_empty_file, file_sizes, make_directory, read_file, write_atomically
 from tonnage.cache.locks import FileLock, LockMode, make_lock_file
 from tonnage.cache.manifest import (
     MAX_MANIFEST_BYTES,
@@ -136,7 +136,8 @@ class Entry:
         for lock in (self.use_lock_path, self.load_lock_path):
             make_lock_file(lock)
         if self.is_flat and not (self.private_dir / FLAT_FILES).exists():
-            self.record_names(())
+            # Without a lock: another load may recover, which removes temporary files, or record names meanwhile.
+            create_empty_file(self.private_dir / FLAT_FILES, sync=not self.in_memory)
 
     # Files of a flat entry
 

@@ -82,6 +82,23 @@ def write_atomically(path: Path, data: bytes, *, mode: int = PRIVATE_MODE, sync:
     replace_file(write_temporary(path, data, mode=mode, sync=sync), path, sync=sync)
 
 
+def create_empty_file(path: Path, *, sync: bool) -> None:
+    """Creates an empty file. An existing one is not changed.
+
+    Raises:
+        InsufficientSpace: No inode is left.
+        CacheNotWritable: It can't be created.
+    """
+    with translate_os_errors(f"{path} can't be created"):
+        try:
+            path.touch(PRIVATE_MODE, exist_ok=False)
+        except FileExistsError:
+            return
+        path.chmod(PRIVATE_MODE)
+    if sync:
+        fsync_path(path.parent)
+
+
 def write_temporary(path: Path, data: bytes, *, mode: int = PRIVATE_MODE, sync: bool) -> Path:
     """Writes ``data`` to a temporary file next to ``path`` and returns its path.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +20,6 @@ from tonnage.errors import CacheDamaged, NameCollision, TargetExists
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 WHOLE = make_sample()
 BEFORE = ("names", "modes", "synced", "table", "file tokenizer/vocab.txt", "model", "manifest-written")
@@ -46,6 +46,32 @@ def files_in(entry: Entry) -> dict[str, bytes]:
         for path in entry.path.rglob("*")
         if path.is_file() and ".tonnage" not in path.parts and not path.is_symlink()
     }
+
+
+def test_a_folder_is_created_while_another_load_recovers_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recovery removes temporary files. The second to create a folder has no lock yet."""
+    entry = Folder(tmp_path).entry("any")
+    rename = Path.rename
+
+    def rename_after_recovery(self: Path, target: Path) -> Path:
+        commit.recover(entry)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename_after_recovery)
+    entry.create()
+    assert Entry.at(tmp_path).is_flat
+    assert entry.own_names() == set()
+
+
+def test_a_folder_that_another_load_has_filled_since_it_was_looked_for_keeps_its_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = Folder(tmp_path).entry("any")
+    entry.create()
+    entry.record_names(["config.json"])
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    entry.create()
+    assert entry.own_names() == {"config.json"}
 
 
 def publish_until(entry: Entry, wanted: str) -> int:
