@@ -38,7 +38,16 @@ import host_info  # noqa: E402
 import several_gpus  # noqa: E402
 import summary  # noqa: E402
 import synthetic_models  # noqa: E402
-from children import child_environment, collect, log, log_record, release, spawn, wait_until_ready  # noqa: E402
+from children import (  # noqa: E402
+    child_environment,
+    collect,
+    log,
+    log_record,
+    release,
+    spawn,
+    wait_until_ready,
+    with_library,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -166,6 +175,7 @@ class Bench:
 
         A round's processes start together, which takes most of the time, and are then released one after the other.
         """
+        specs = with_library(specs, self.arguments.library)
         for number in range(self.arguments.rounds):
             shift = number * max(1, len(specs) // 3)
             ordered = [*specs[shift % len(specs) :], *specs[: shift % len(specs)]]
@@ -243,6 +253,7 @@ class Bench:
             {"label": "fastsafetensors, tuned", "contender": "fastsafetensors"},
         ]
         specs = [spec for spec in specs if not self.arguments.only or spec["contender"] in self.arguments.only]
+        specs = with_library(specs, self.arguments.library)
         try:
             for number in range(self.arguments.rounds):
                 if self.seconds_left() < 0:
@@ -347,6 +358,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=540, help="no new measurement is started after this time")
     parser.add_argument("--device", default="", help="cpu: without a GPU, to test the script")
     parser.add_argument("--only", nargs="*", default=[], help="only these contenders; not for tune")
+    parser.add_argument("--library", default="", help="measure another release beside this one: its folder loader/")
     return parser.parse_args()
 
 

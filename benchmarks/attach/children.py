@@ -15,10 +15,20 @@ MIB = 1 << 20
 CHILD_TIMEOUT = 150
 
 
-def child_environment() -> dict[str, str]:
-    """Returns the children's environment: PYTHONPATH begins with this repository's library."""
-    paths = [str(HERE.parents[1] / "loader"), str(HERE), os.environ.get("PYTHONPATH", "")]
+def child_environment(library: str = str(HERE.parents[1] / "loader")) -> dict[str, str]:
+    """Returns the children's environment: PYTHONPATH begins with the library, which is this repository's by default."""
+    paths = [library, str(HERE), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def with_library(specs: list[dict[str, Any]], library: str) -> list[dict[str, Any]]:
+    """Returns the specs, those of Tonnage with its defaults once more with another ``library``, if one is given."""
+    again = [
+        {**spec, "label": spec["label"].replace("tonnage", "tonnage, other library", 1), "library": library}
+        for spec in specs
+        if library and "tonnage" in spec["contender"] and not spec.get("options")
+    ]
+    return [*specs, *again]
 
 
 def spawn(spec: dict[str, Any]) -> subprocess.Popen[str]:
@@ -28,7 +38,7 @@ def spawn(spec: dict[str, Any]) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=child_environment(),
+        env=child_environment(spec["library"]) if spec.get("library") else child_environment(),
     )
 
 

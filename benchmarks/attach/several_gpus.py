@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import children
 
@@ -29,27 +29,19 @@ class Bench(Protocol):
     def model_bytes(self) -> int: ...
 
 
-class Case(NamedTuple):
-    """A contender, and whether each of its processes has files of its own (``ranked``) or all have one model."""
-
-    label: str
-    contender: str
-    ranked: bool
-    options: dict[str, Any] = {}  # noqa: RUF012  # never changed
-
-
-CASES = (
-    Case("pinned limit", "limit", ranked=False),
-    Case("host memory", "host-memory", ranked=True),
-    Case("tonnage, own rank", "tonnage", ranked=True),
-    Case("tonnage, one model for all", "tonnage", ranked=False),
-    Case("tonnage, pure Python, own rank", "tonnage", ranked=True, options={"native": False}),
-    Case("one model for all, each reads a part and sends it", "exchange", ranked=False),
-    Case("InstantTensor, own rank", "instanttensor", ranked=True),
-    Case("InstantTensor, one model for all", "instanttensor", ranked=False),
-    Case("fastsafetensors, own rank", "fastsafetensors", ranked=True),
-    Case("fastsafetensors, one model for all", "fastsafetensors", ranked=False),
-)
+CASES: list[dict[str, Any]] = [
+    {"label": "pinned limit", "contender": "limit", "ranked": False},
+    {"label": "host memory", "contender": "host-memory", "ranked": True},
+    {"label": "tonnage, own rank", "contender": "tonnage", "ranked": True},
+    {"label": "tonnage, one model for all", "contender": "tonnage", "ranked": False},
+    {"label": "tonnage, pure Python, own rank", "contender": "tonnage", "ranked": True, "options": {"native": False}},
+    {"label": "one model for all, each reads a part and sends it", "contender": "exchange", "ranked": False},
+    {"label": "InstantTensor, own rank", "contender": "instanttensor", "ranked": True},
+    {"label": "InstantTensor, one model for all", "contender": "instanttensor", "ranked": False},
+    {"label": "fastsafetensors, own rank", "contender": "fastsafetensors", "ranked": True},
+    {"label": "fastsafetensors, one model for all", "contender": "fastsafetensors", "ranked": False},
+]
+"""The contenders, and whether each of their processes has files of its own (``ranked``) or all have one model."""
 
 
 def measure(bench: Bench, stage: str, device_count: int, *, parent: Path | None = None) -> None:
@@ -62,7 +54,8 @@ def measure(bench: Bench, stage: str, device_count: int, *, parent: Path | None 
     ranked = one_model.parent / "ranked"
     for rank in range(max(counts, default=0)):
         bench.model("ranked", seed=100 + rank, rank=rank, parent=parent)
-    cases = [case for case in CASES if not bench.arguments.only or case.contender in bench.arguments.only]
+    cases = [case for case in CASES if not bench.arguments.only or case["contender"] in bench.arguments.only]
+    cases = children.with_library(cases, bench.arguments.library)
     together = max(MIN_PROCESSES, int(PROCESSES_PER_CORE * len(os.sched_getaffinity(0))))
     for number in range(bench.arguments.rounds):
         turn = number % len(cases)
@@ -75,7 +68,7 @@ def measure(bench: Bench, stage: str, device_count: int, *, parent: Path | None 
                 with tempfile.TemporaryDirectory() as meeting:
                     prepared = []
                     for case in ordered[start : start + size]:
-                        path = ranked if case.ranked else one_model
+                        path = ranked if case["ranked"] else one_model
                         specs = _specs(bench, case, path, gpus=count, meeting=Path(meeting))
                         specs = [{"stage": stage, "round": number, **spec} for spec in specs]
                         prepared.append((specs, [children.spawn(spec) for spec in specs]))
@@ -87,14 +80,14 @@ def measure(bench: Bench, stage: str, device_count: int, *, parent: Path | None 
                         children.log_record(bench.records[-1])
 
 
-def _specs(bench: Bench, case: Case, path: Path, *, gpus: int, meeting: Path) -> list[dict[str, Any]]:
+def _specs(bench: Bench, case: dict[str, Any], path: Path, *, gpus: int, meeting: Path) -> list[dict[str, Any]]:
     """Returns what each process of a case measures; those that form a group meet at a file in ``meeting``."""
     common = {
-        "label": f"{gpus} GPUs: {case.label}", "contender": case.contender, "path": str(path), "gpus": gpus,
-        "bytes": bench.model_bytes(), "gate": True, "device": bench.arguments.device, "options": case.options,
-        "rendezvous": str(meeting / case.contender),
+        **case, "label": f"{gpus} GPUs: {case['label']}", "path": str(path), "gpus": gpus,
+        "bytes": bench.model_bytes(), "gate": True, "device": bench.arguments.device,
+        "rendezvous": str(meeting / case["contender"]),
     }  # fmt: skip
-    return [{**common, "gpu": gpu, "rank": gpu if case.ranked else None} for gpu in range(gpus)]
+    return [{**common, "gpu": gpu, "rank": gpu if case["ranked"] else None} for gpu in range(gpus)]
 
 
 def _measure_together(specs: list[dict[str, Any]], processes: list[subprocess.Popen[str]]) -> dict[str, Any]:
