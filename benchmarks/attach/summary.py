@@ -20,6 +20,11 @@ TITLES = {
     "tune": "Copy options",
 }
 
+COLUMNS = (
+    "", "runs", "first call, GB/s", "of limit", "next call, GB/s", "best call, GB/s", "CPU s/GB",
+    "GPU memory beyond weights", "pinned",
+)  # fmt: skip
+
 
 def build_rows(results: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:
     """Returns one row per contender: by number of GPUs, limits first, then in the order of the first call's median."""
@@ -36,6 +41,7 @@ def _row(label: str, records: list[dict[str, Any]]) -> dict[str, Any]:
     good = [record for record in records if "error" not in record]
     firsts = [record["bytes"] / record["calls"][0]["seconds"] / 1e9 for record in good]
     bests = [max(record["bytes"] / call["seconds"] / 1e9 for call in record["calls"]) for record in good]
+    nexts = [record["bytes"] / record["calls"][1]["seconds"] / 1e9 for record in good if len(record["calls"]) > 1]
     cpu = [record["calls"][0]["cpu_seconds"] / (record["bytes"] / 1e9) for record in good]
     extras = [record["peak_extra_bytes"] for record in good if "peak_extra_bytes" in record]
     pinned = [each["pinned_bytes"] for record in good for each in record.get("stats", [])]
@@ -47,6 +53,8 @@ def _row(label: str, records: list[dict[str, Any]]) -> dict[str, Any]:
         "runs": len(good),
         "first": statistics.median(firsts) if firsts else None,
         "first_range": (min(firsts), max(firsts)) if firsts else None,
+        "next": statistics.median(nexts) if nexts else None,
+        "next_range": (min(nexts), max(nexts)) if nexts else None,
         "best": statistics.median(bests) if bests else None,
         "best_range": (min(bests), max(bests)) if bests else None,
         "cpu": statistics.median(cpu) if cpu else None,
@@ -69,10 +77,7 @@ def find_limit(rows: list[dict[str, Any]], gpus: int = 1) -> float | None:
 
 def format_table(rows: list[dict[str, Any]]) -> str:
     """Returns a Markdown table."""
-    lines = [
-        "| | runs | first call, GB/s | of limit | best call, GB/s | CPU s/GB | GPU memory beyond weights | pinned |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for row in rows:
         limit = find_limit(rows, row["gpus"])
         share = f"{row['first'] / limit:.2f}" if limit and row["first"] and not row["limit"] else ""
@@ -83,6 +88,7 @@ def format_table(rows: list[dict[str, Any]]) -> str:
             str(row["runs"]),
             _format_range(row["first"], row["first_range"]) if row["first"] else _failure_text(row),
             share,
+            _format_range(row["next"], row["next_range"]),
             _format_range(row["best"], row["best_range"]),
             f"{row['cpu']:.2f}" if row["cpu"] else "",
             f"{row['extra'] / MIB:.0f} MiB" if row["extra"] is not None else "",

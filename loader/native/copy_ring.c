@@ -524,7 +524,11 @@ static void *run_worker(void *argument) {
     announce(ring);
     pthread_cond_broadcast(&ring->progressed);
     pthread_mutex_unlock(&ring->lock);
-    /* Freeing page tables takes as long as a part of the copy; the caller has its tensors by now. */
+    /* Letting go of the pages takes as long as a part of the copy; the caller has its tensors by now. munmap alone would
+     * do it for one thread at a time, and hold up whoever maps memory: the caller's next copy, or the engine. */
+    for (uint32_t file = 0; worker.mappings && file < ring->files; file++)
+        if (worker.mappings[file])
+            madvise(worker.mappings[file], worker.sizes[file], MADV_DONTNEED);
     for (uint32_t file = 0; worker.mappings && file < ring->files; file++)
         if (worker.mappings[file])
             munmap(worker.mappings[file], worker.sizes[file]);

@@ -93,7 +93,10 @@ def test_the_benchmarks_table_survives_failures(tmp_path: Path, monkeypatch: pyt
     ]
     summary.write_report([{"facts": {}, "records": records}], tmp_path, "attach")
     text = (tmp_path / "attach.md").read_text()
-    assert "| **tonnage** | 1 | 20.0 (20.0–20.0) | 1.00 | 25.0 (25.0–25.0) | 0.20 | 1 MiB | 128 MiB |" in text
+    assert (
+        "| **tonnage** | 1 | 20.0 (20.0–20.0) | 1.00 | 25.0 (25.0–25.0) | 25.0 (25.0–25.0) | 0.20 | 1 MiB | 128 MiB |"
+        in text
+    )
     assert "failed: no / module" in text
 
 
@@ -117,6 +120,23 @@ def test_the_benchmark_compares_several_gpus_with_the_least_limit_that_none_pass
     summary.write_report([{"records": records}], tmp_path, "attach")
     text = (tmp_path / "attach.md").read_text()
     assert f"| **2 GPUs: tonnage** | 1 | {first:.1f} ({first:.1f}–{first:.1f}) | {share} |" in text
+
+
+def test_the_benchmark_measures_another_release_as_well_as_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import children
+
+    specs = [{"label": "tonnage, own rank", "contender": "tonnage"}, {"label": "InstantTensor", "contender": "other"}]
+    assert children.with_library(specs, "") == specs
+    other = children.with_library(specs, str(tmp_path))[2:]
+    assert [spec["label"] for spec in other] == ["tonnage, other library, own rank"]
+
+    (tmp_path / "tonnage").mkdir()
+    (tmp_path / "tonnage/__init__.py").write_text("raise SystemExit('the other release was imported')")
+    process = children.spawn({**other[0], "path": "", "device": "cpu", "gate": True})
+    assert "the other release was imported" in children.collect(process, other[0])["error"]
 
 
 @pytest.mark.parametrize("contender", ["iterate-tonnage", "iterate-safetensors"])
