@@ -9,6 +9,7 @@ its results, or its error, to the JSON file:
   fresh    files in shared memory that were not read since they were written
   huge     a tmpfs of huge pages (mounts one: needs root), through buffers and from registered pages
   gpus     one process per GPU, all at the same time: each with its own rank's files, and all with one model
+  gpus-fresh  the same with files that were not read since they were written
   gpus-huge  the same on a tmpfs of huge pages
   cold     from a disk with an empty page cache (drops it: needs root)
   correct  every dtype and the whole model, compared on the GPU bit for bit; also misaligned sources
@@ -274,6 +275,10 @@ class Bench:
         """Measures several GPUs at the same time, with one process each."""
         several_gpus.measure(self, "gpus", self._device_count())
 
+    def stage_gpus_fresh(self) -> None:
+        """The same, with files that were not read since they were written."""
+        several_gpus.measure(self, "gpus-fresh", self._device_count(), fresh=True)
+
     def stage_gpus_huge(self) -> None:
         """The same, on a tmpfs of huge pages."""
         device_count = self._device_count()
@@ -343,7 +348,19 @@ def _short(value: object) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    stages = ["peers", "iterator", "tune", "fresh", "huge", "gpus", "gpus-huge", "cold", "correct", "report"]
+    stages = [
+        "peers",
+        "iterator",
+        "tune",
+        "fresh",
+        "huge",
+        "gpus",
+        "gpus-fresh",
+        "gpus-huge",
+        "cold",
+        "correct",
+        "report",
+    ]
     parser.add_argument("stages", nargs="+", choices=stages)
     parser.add_argument("--out", type=Path, required=True, help="directory for JSON, table and chart")
     parser.add_argument("--in", dest="inputs", type=Path, nargs="*", default=[], help="for report: JSON files")

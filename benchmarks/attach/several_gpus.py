@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import children
+import synthetic_models
 
 if TYPE_CHECKING:
     import argparse
     import subprocess
+    from collections.abc import Sequence
 
+RANKED_SEED = 100
+"""The seed of the first rank's files."""
 MIN_PROCESSES = 16
 PROCESSES_PER_CORE = 5 / 8
 """How many processes start together and wait for their release; each imports PyTorch and has a CUDA context."""
@@ -44,16 +49,17 @@ CASES: list[dict[str, Any]] = [
 """The contenders, and whether each of their processes has files of its own (``ranked``) or all have one model."""
 
 
-def measure(bench: Bench, stage: str, device_count: int, *, parent: Path | None = None) -> None:
+def measure(bench: Bench, stage: str, device_count: int, *, parent: Path | None = None, fresh: bool = False) -> None:
     """Measures all cases with 2, 4 and 8 GPUs, as far as the machine has them, and the files below ``parent``.
 
-    Processes start together for a few cases, which takes most of the time, and are then released case by case.
+    Processes start together for a few cases, which takes most of the time, and are then released case by case. If
+    ``fresh``, each case finds files that were not read since they were written.
     """
     counts = [count for count in (2, 4, 8) if count <= device_count]
     one_model = bench.model(parent=parent)
     ranked = one_model.parent / "ranked"
     for rank in range(max(counts, default=0)):
-        bench.model("ranked", seed=100 + rank, rank=rank, parent=parent)
+        bench.model("ranked", seed=RANKED_SEED + rank, rank=rank, parent=parent)
     cases = [case for case in CASES if not bench.arguments.only or case["contender"] in bench.arguments.only]
     cases = children.with_library(cases, bench.arguments.library)
     together = max(MIN_PROCESSES, int(PROCESSES_PER_CORE * len(os.sched_getaffinity(0))))
@@ -65,27 +71,44 @@ def measure(bench: Bench, stage: str, device_count: int, *, parent: Path | None 
                 if bench.seconds_left() < 0:
                     children.log(f"{stage}: out of time in round {number + 1}")
                     return
-                with tempfile.TemporaryDirectory() as meeting:
-                    prepared = []
-                    for case in ordered[start : start + size]:
-                        path = ranked if case["ranked"] else one_model
-                        specs = _specs(bench, case, path, gpus=count, meeting=Path(meeting))
-                        specs = [{"stage": stage, "round": number, **spec} for spec in specs]
-                        prepared.append((specs, [children.spawn(spec) for spec in specs]))
-                    for _, processes in prepared:
-                        for process in processes:
-                            children.wait_until_ready(process)
-                    for specs, processes in prepared:
-                        bench.records.append(_measure_together(specs, processes))
-                        children.log_record(bench.records[-1])
+                common = {"stage": stage, "round": number, "gpus": count}
+                _measure_cases(
+                    bench, common, ordered[start : start + size], {True: ranked, False: one_model}, fresh=fresh
+                )
 
 
-def _specs(bench: Bench, case: dict[str, Any], path: Path, *, gpus: int, meeting: Path) -> list[dict[str, Any]]:
+def _measure_cases(
+    bench: Bench, common: dict[str, Any], cases: list[dict[str, Any]], folders: dict[bool, Path], *, fresh: bool
+) -> None:
+    """Starts the processes of all cases, and releases them case by case. Files are in the folder for ``ranked``."""
+    with tempfile.TemporaryDirectory() as meeting:
+        prepared = []
+        for case in cases:
+            specs = _specs(bench, {**common, **case, "path": str(folders[case["ranked"]])}, meeting=Path(meeting))
+            prepared.append((specs, [children.spawn(spec) for spec in specs]))
+        for _, processes in prepared:
+            for process in processes:
+                children.wait_until_ready(process)
+        for specs, processes in prepared:
+            if fresh:
+                _write_again(Path(specs[0]["path"]), bench.arguments.gib, [spec["rank"] for spec in specs])
+            bench.records.append(_measure_together(specs, processes))
+            children.log_record(bench.records[-1])
+
+
+def _write_again(folder: Path, gib: float, ranks: Sequence[int | None]) -> None:
+    """Writes files of the same names: the model of all ranks, or the one without a rank."""
+    shutil.rmtree(folder)
+    for rank in dict.fromkeys(ranks):
+        synthetic_models.make_shards(folder, gib, seed=1 if rank is None else RANKED_SEED + rank, rank=rank)
+
+
+def _specs(bench: Bench, case: dict[str, Any], *, meeting: Path) -> list[dict[str, Any]]:
     """Returns what each process of a case measures; those that form a group meet at a file in ``meeting``."""
+    gpus = case["gpus"]
     common = {
-        **case, "label": f"{gpus} GPUs: {case['label']}", "path": str(path), "gpus": gpus,
-        "bytes": bench.model_bytes(), "gate": True, "device": bench.arguments.device,
-        "rendezvous": str(meeting / case["contender"]),
+        **case, "label": f"{gpus} GPUs: {case['label']}", "bytes": bench.model_bytes(), "gate": True,
+        "device": bench.arguments.device, "rendezvous": str(meeting / case["contender"]),
     }  # fmt: skip
     return [{**common, "gpu": gpu, "rank": gpu if case["ranked"] else None} for gpu in range(gpus)]
 

@@ -15,6 +15,7 @@ TITLES = {
     "fresh": "Shared memory, ordinary pages not read since they were written",
     "huge": "Shared memory, huge pages",
     "gpus": "Several GPUs at once",
+    "gpus-fresh": "Several GPUs at once, pages not read since they were written",
     "gpus-huge": "Several GPUs at once, huge pages",
     "cold": "From a disk, page cache empty",
     "tune": "Copy options",
@@ -128,7 +129,7 @@ def write_report(results: list[dict[str, Any]], out: Path, name: str) -> None:
         "",
     ]
     (out / f"{name}.md").write_text("\n".join(parts))
-    shown = ("peers", "iterator", "fresh", "huge", "gpus", "gpus-huge", "cold")
+    shown = ("peers", "iterator", "fresh", "huge", "gpus", "gpus-fresh", "gpus-huge", "cold")
     charted = [(TITLES[stage], rows) for stage in shown if (rows := build_rows(results, stage))]
     if charted:
         _chart(charted, out / f"{name}.svg")
