@@ -24,7 +24,7 @@ def child_environment(library: str = str(HERE.parents[1] / "loader")) -> dict[st
 def with_library(specs: list[dict[str, Any]], library: str) -> list[dict[str, Any]]:
     """Returns the specs, those of Tonnage with its defaults once more with another ``library``, if one is given."""
     again = [
-        {**spec, "label": spec["label"].replace("tonnage", "tonnage, other library", 1), "library": library}
+        {**spec, "label": spec["label"].replace("tonnage", "tonnage, other release", 1), "library": library}
         for spec in specs
         if library and "tonnage" in spec["contender"] and not spec.get("options")
     ]

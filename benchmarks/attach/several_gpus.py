@@ -118,9 +118,10 @@ def _measure_together(specs: list[dict[str, Any]], processes: list[subprocess.Po
     for process in processes:
         children.release(process)
     found = [children.collect(process, spec) for process, spec in zip(processes, specs, strict=True)]
+    common = {key: value for key, value in specs[0].items() if key != "rendezvous"}
     errors = [each["error"] for each in found if "error" in each]
     if errors:
-        return {**specs[0], "error": errors[0]}
+        return {**common, "error": errors[0]}
     calls = []
     for at in range(min(len(each["calls"]) for each in found)):
         same = [each["calls"][at] for each in found]
@@ -129,4 +130,4 @@ def _measure_together(specs: list[dict[str, Any]], processes: list[subprocess.Po
         seconds = together if at == 0 else max(call["seconds"] for call in same)
         calls.append({"seconds": seconds, "cpu_seconds": sum(call["cpu_seconds"] for call in same)})
     stats = [each["stats"][0] for each in found if each.get("stats")]
-    return {**specs[0], "bytes": sum(each["bytes"] for each in found), "calls": calls, "stats": stats}
+    return {**common, "bytes": sum(each["bytes"] for each in found), "calls": calls, "stats": stats}

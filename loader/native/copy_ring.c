@@ -525,7 +525,7 @@ static void *run_worker(void *argument) {
     pthread_cond_broadcast(&ring->progressed);
     pthread_mutex_unlock(&ring->lock);
     /* Letting go of the pages takes as long as a part of the copy; the caller has its tensors by now. munmap alone would
-     * do it for one thread at a time, and hold up whoever maps memory: the caller's next copy, or the engine. */
+     * do it for one thread at a time, and hold up others that map memory: the caller's next copy, or the engine. */
     for (uint32_t file = 0; worker.mappings && file < ring->files; file++)
         if (worker.mappings[file])
             madvise(worker.mappings[file], worker.sizes[file], MADV_DONTNEED);

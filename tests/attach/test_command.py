@@ -131,7 +131,7 @@ def test_the_benchmark_measures_another_release_as_well_as_this_one(
     specs = [{"label": "tonnage, own rank", "contender": "tonnage"}, {"label": "InstantTensor", "contender": "other"}]
     assert children.with_library(specs, "") == specs
     other = children.with_library(specs, str(tmp_path))[2:]
-    assert [spec["label"] for spec in other] == ["tonnage, other library, own rank"]
+    assert [spec["label"] for spec in other] == ["tonnage, other release, own rank"]
 
     (tmp_path / "tonnage").mkdir()
     (tmp_path / "tonnage/__init__.py").write_text("raise SystemExit('the other release was imported')")

@@ -20,8 +20,7 @@ STEP = 4
 TRIAL_SHARE = 1
 """Share that the slower way keeps, to notice when it becomes the faster one."""
 MAPPING_COST = 1.25
-"""Mappings must be faster by this factor, because their page tables must be freed afterwards: with all of 18 GB in
-mappings, this took so long that a second copy that followed at once had half the throughput."""
+"""Mappings must be faster by this factor: letting go of their pages after the copy takes cores from what follows."""
 MIN_BYTES = 8 << 20
 """Bytes that must be read by each way before their speeds are compared."""
 
