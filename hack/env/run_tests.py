@@ -33,8 +33,8 @@ GROUPS = {
     "peers": ["loader/peers"],
     "engines": ["engines"],
     "attach": ["attach"],
-    "loader": ["loader/cli", "loader/source", "loader/serialize"],
     "chart": ["chart"],
+    "loader": ["loader/cli", "loader/source", "loader/serialize"],
     "repository": ["test_repository.py", "images", "local_cluster"],
     "loading": ["loader/loading"],
     "faults": [
