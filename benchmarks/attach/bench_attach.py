@@ -122,13 +122,18 @@ class Bench:
         """Seconds until no new measurement is started."""
         return self.deadline - time.monotonic()
 
-    def model(self, name: str = "model", *, seed: int = 1, rank: int | None = None, parent: Path | None = None) -> Path:
+    def select(self, specs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Returns those of the contenders that were asked for, and those of Tonnage by another release, too."""
+        only = self.arguments.only
+        return with_library([spec for spec in specs if not only or spec["contender"] in only], self.arguments.library)
+
+    def model(self, name: str = "model", *, rank: int | None = None, parent: Path | None = None) -> Path:
         """Returns the folder of the synthetic model, which is created if it does not exist."""
         folder = (parent or self.root) / name
         probe = "*.safetensors" if rank is None else f"model-rank-{rank}-*.safetensors"
         if not any(folder.glob(probe)):
             began = time.monotonic()
-            self._bytes = synthetic_models.make_shards(folder, self.arguments.gib, seed=seed, rank=rank)
+            self._bytes = synthetic_models.make_shards(folder, self.arguments.gib, rank=rank)
             synthetic_models.read_through(folder.glob(probe))
             log(f"created {folder} ({self._bytes / 1e9:.1f} GB) in {time.monotonic() - began:.1f} s")
         self._bytes = self._bytes or sum(path.stat().st_size for path in folder.glob(probe))
@@ -176,7 +181,6 @@ class Bench:
 
         A round's processes start together, which takes most of the time, and are then released one after the other.
         """
-        specs = with_library(specs, self.arguments.library)
         for number in range(self.arguments.rounds):
             shift = number * max(1, len(specs) // 3)
             ordered = [*specs[shift % len(specs) :], *specs[: shift % len(specs)]]
@@ -194,19 +198,16 @@ class Bench:
         """Measures all contenders on ordinary pages."""
         shards, tensors = self.model(), self.tensors_file()
         specs = []
-        for spec in PEERS:
+        for spec in self.select(PEERS):
             path = tensors if spec.get("source") == "tensors" else shards
-            if path is not None and (not self.arguments.only or spec["contender"] in self.arguments.only):
+            if path is not None:
                 specs.append({**spec, "path": str(path)})
         self.run_rounds("peers", specs)
 
     def stage_iterator(self) -> None:
         """Measures iterators, from which an engine's model takes tensors one by one."""
         common = {"path": str(self.model()), "use": "parameters"}
-        specs = [{**common, **spec} for spec in ITERATORS]
-        self.run_rounds(
-            "iterator", [spec for spec in specs if not self.arguments.only or spec["contender"] in self.arguments.only]
-        )
+        self.run_rounds("iterator", [{**common, **spec} for spec in self.select(ITERATORS)])
 
     def stage_tune(self) -> None:
         """Measures different copy options."""
@@ -226,8 +227,7 @@ class Bench:
                 path = self.model(parent=mount)
                 self.metadata["huge_pages_bytes"] = host_info.huge_pages_in_use() - before
                 log(f"huge pages in use: {self.metadata['huge_pages_bytes'] / GIB:.1f} GiB")
-                specs = [spec for spec in HUGE if not self.arguments.only or spec["contender"] in self.arguments.only]
-                self.run_rounds("huge", [{**spec, "path": str(path)} for spec in specs])
+                self.run_rounds("huge", [{**spec, "path": str(path)} for spec in self.select(HUGE)])
 
     @contextlib.contextmanager
     def _huge_pages(self, *, models: int) -> Iterator[Path | None]:
@@ -253,20 +253,18 @@ class Bench:
             {"label": "tonnage, pure Python", "contender": "tonnage", "options": {"native": False}},
             {"label": "fastsafetensors, tuned", "contender": "fastsafetensors"},
         ]
-        specs = [spec for spec in specs if not self.arguments.only or spec["contender"] in self.arguments.only]
-        specs = with_library(specs, self.arguments.library)
+        specs = self.select(specs)
         try:
             for number in range(self.arguments.rounds):
                 if self.seconds_left() < 0:
                     return
-                self._bytes = synthetic_models.make_shards(folder, self.arguments.gib, seed=1)
+                self._bytes = synthetic_models.make_shards(folder, self.arguments.gib)
                 turn = number % len(specs)
                 prepared = [self.prepare({**spec, "path": str(folder)}) for spec in [*specs[turn:], *specs[:turn]]]
                 for _, process in prepared:
                     wait_until_ready(process)
                 for spec, process in prepared:  # each finds new files of the same names
-                    shutil.rmtree(folder)
-                    synthetic_models.make_shards(folder, self.arguments.gib, seed=1)
+                    synthetic_models.replace_shards(folder, self.arguments.gib)
                     self.measure("fresh", number, spec, process)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -307,7 +305,7 @@ class Bench:
             {"label": "fastsafetensors, tuned", "contender": "fastsafetensors"},
             {"label": "safetensors", "contender": "safetensors"},
         ]
-        cases = [case for case in cases if not self.arguments.only or case["contender"] in self.arguments.only]
+        cases = self.select(cases)
         try:
             for number in range(self.arguments.rounds):
                 turn = number % len(cases)

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+LIBRARY = str(HERE.parents[1] / "loader")
 MIB = 1 << 20
 CHILD_TIMEOUT = 150
 
 
-def child_environment(library: str = str(HERE.parents[1] / "loader")) -> dict[str, str]:
+def child_environment(library: str = LIBRARY) -> dict[str, str]:
     """Returns the children's environment: PYTHONPATH begins with the library, which is this repository's by default."""
     paths = [library, str(HERE), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -38,7 +39,7 @@ def spawn(spec: dict[str, Any]) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=child_environment(spec["library"]) if spec.get("library") else child_environment(),
+        env=child_environment(spec.get("library", LIBRARY)),
     )
 
 

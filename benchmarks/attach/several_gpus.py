@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,10 +13,7 @@ import synthetic_models
 if TYPE_CHECKING:
     import argparse
     import subprocess
-    from collections.abc import Sequence
 
-RANKED_SEED = 100
-"""The seed of the first rank's files."""
 MIN_PROCESSES = 16
 PROCESSES_PER_CORE = 5 / 8
 """How many processes start together and wait for their release; each imports PyTorch and has a CUDA context."""
@@ -30,7 +26,8 @@ class Bench(Protocol):
     records: list[dict[str, Any]]
 
     def seconds_left(self) -> float: ...
-    def model(self, name: str = ..., *, seed: int = ..., rank: int | None = ..., parent: Path | None = ...) -> Path: ...
+    def select(self, specs: list[dict[str, Any]]) -> list[dict[str, Any]]: ...
+    def model(self, name: str = ..., *, rank: int | None = ..., parent: Path | None = ...) -> Path: ...
     def model_bytes(self) -> int: ...
 
 
@@ -59,9 +56,8 @@ def measure(bench: Bench, stage: str, device_count: int, *, parent: Path | None 
     one_model = bench.model(parent=parent)
     ranked = one_model.parent / "ranked"
     for rank in range(max(counts, default=0)):
-        bench.model("ranked", seed=RANKED_SEED + rank, rank=rank, parent=parent)
-    cases = [case for case in CASES if not bench.arguments.only or case["contender"] in bench.arguments.only]
-    cases = children.with_library(cases, bench.arguments.library)
+        bench.model("ranked", rank=rank, parent=parent)
+    cases = bench.select(CASES)
     together = max(MIN_PROCESSES, int(PROCESSES_PER_CORE * len(os.sched_getaffinity(0))))
     for number in range(bench.arguments.rounds):
         turn = number % len(cases)
@@ -80,35 +76,33 @@ def measure(bench: Bench, stage: str, device_count: int, *, parent: Path | None 
 def _measure_cases(
     bench: Bench, common: dict[str, Any], cases: list[dict[str, Any]], folders: dict[bool, Path], *, fresh: bool
 ) -> None:
-    """Starts the processes of all cases, and releases them case by case. Files are in the folder for ``ranked``."""
+    """Starts the processes of all cases, and releases them case by case.
+
+    Files are in the folder for ``ranked``. Processes that form a group meet at a file.
+    """
     with tempfile.TemporaryDirectory() as meeting:
         prepared = []
         for case in cases:
-            specs = _specs(bench, {**common, **case, "path": str(folders[case["ranked"]])}, meeting=Path(meeting))
-            prepared.append((specs, [children.spawn(spec) for spec in specs]))
+            specs = _specs(bench, {**common, **case, "path": str(folders[case["ranked"]])})
+            rendezvous = str(Path(meeting) / case["contender"])
+            prepared.append((specs, [children.spawn({**spec, "rendezvous": rendezvous}) for spec in specs]))
         for _, processes in prepared:
             for process in processes:
                 children.wait_until_ready(process)
         for specs, processes in prepared:
             if fresh:
-                _write_again(Path(specs[0]["path"]), bench.arguments.gib, [spec["rank"] for spec in specs])
+                ranks = {spec["rank"] for spec in specs}
+                synthetic_models.replace_shards(Path(specs[0]["path"]), bench.arguments.gib, ranks=ranks)
             bench.records.append(_measure_together(specs, processes))
             children.log_record(bench.records[-1])
 
 
-def _write_again(folder: Path, gib: float, ranks: Sequence[int | None]) -> None:
-    """Writes files of the same names: the model of all ranks, or the one without a rank."""
-    shutil.rmtree(folder)
-    for rank in dict.fromkeys(ranks):
-        synthetic_models.make_shards(folder, gib, seed=1 if rank is None else RANKED_SEED + rank, rank=rank)
-
-
-def _specs(bench: Bench, case: dict[str, Any], *, meeting: Path) -> list[dict[str, Any]]:
-    """Returns what each process of a case measures; those that form a group meet at a file in ``meeting``."""
+def _specs(bench: Bench, case: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns what each process of a case measures."""
     gpus = case["gpus"]
     common = {
         **case, "label": f"{gpus} GPUs: {case['label']}", "bytes": bench.model_bytes(), "gate": True,
-        "device": bench.arguments.device, "rendezvous": str(meeting / case["contender"]),
+        "device": bench.arguments.device,
     }  # fmt: skip
     return [{**common, "gpu": gpu, "rank": gpu if case["ranked"] else None} for gpu in range(gpus)]
 
@@ -118,10 +112,9 @@ def _measure_together(specs: list[dict[str, Any]], processes: list[subprocess.Po
     for process in processes:
         children.release(process)
     found = [children.collect(process, spec) for process, spec in zip(processes, specs, strict=True)]
-    common = {key: value for key, value in specs[0].items() if key != "rendezvous"}
     errors = [each["error"] for each in found if "error" in each]
     if errors:
-        return {**common, "error": errors[0]}
+        return {**specs[0], "error": errors[0]}
     calls = []
     for at in range(min(len(each["calls"]) for each in found)):
         same = [each["calls"][at] for each in found]
@@ -130,4 +123,4 @@ def _measure_together(specs: list[dict[str, Any]], processes: list[subprocess.Po
         seconds = together if at == 0 else max(call["seconds"] for call in same)
         calls.append({"seconds": seconds, "cpu_seconds": sum(call["cpu_seconds"] for call in same)})
     stats = [each["stats"][0] for each in found if each.get("stats")]
-    return {**common, "bytes": sum(each["bytes"] for each in found), "calls": calls, "stats": stats}
+    return {**specs[0], "bytes": sum(each["bytes"] for each in found), "calls": calls, "stats": stats}

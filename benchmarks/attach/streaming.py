@@ -121,7 +121,7 @@ def measure_one(urls: list[str], cache: Path, entry: str, way: str, options: arg
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, float]]]:
     """Writes the model, and returns the seconds of each load, by way."""
     model = folder / "model"
-    synthetic_models.make_shards(model, options.gib, seed=1)
+    synthetic_models.make_shards(model, options.gib)
     (model / "config.json").write_text("{}")
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with serve(folder) as endpoint:

@@ -47,12 +47,16 @@ def tensor_shapes(gib: float) -> list[tuple[str, tuple[int, ...]]]:
     return [*found, ("model.norm.weight", (HIDDEN,))]
 
 
-def make_shards(folder: Path, gib: float, *, seed: int, shards: int = 16, rank: int | None = None) -> int:
-    """Writes a model as safetensors files, in parallel processes, and an index. Returns the bytes of its tensors."""
+def make_shards(folder: Path, gib: float, *, shards: int = 16, rank: int | None = None) -> int:
+    """Writes a model as safetensors files, in parallel processes, and an index. Returns the bytes of its tensors.
+
+    A rank's files differ from those of the others, and from those without a rank.
+    """
     from tonnage.planning.partition import linear_partition
 
     folder.mkdir(parents=True, exist_ok=True)
     model = tensor_shapes(gib)
+    seed = 1 if rank is None else 100 + rank
     cuts = linear_partition([math.prod(shape) * 2 for _, shape in model], shards)
     tasks, weight_map = [], {}
     for number, (first, last) in enumerate(cuts):
@@ -66,6 +70,13 @@ def make_shards(folder: Path, gib: float, *, seed: int, shards: int = 16, rank: 
     if rank is None:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return total
+
+
+def replace_shards(folder: Path, gib: float, *, ranks: Iterable[int | None] = (None,)) -> None:
+    """Writes the files of ``make_shards`` again, of the given ranks. None of their pages was ever read then."""
+    shutil.rmtree(folder)
+    for rank in ranks:
+        make_shards(folder, gib, rank=rank)
 
 
 def _write_shard(task: tuple[Path, list[tuple[str, tuple[int, ...]]], int]) -> int:
