@@ -39,6 +39,7 @@ class FakeLoaders:
         version: The version of the source's objects.
         block_loads: Keeps load pods running.
         block_resolves: Keeps resolve pods running.
+        block_cleanups: Keeps cleanup pods running.
         load_failures: By node: how its load pods terminate.
         resolve_failure: How resolve pods terminate; None: they succeed.
         injected_failure: How loaders in users' pods terminate, again and again; None: they succeed.
@@ -49,6 +50,7 @@ class FakeLoaders:
     version: str = "1"
     block_loads: bool = False
     block_resolves: bool = False
+    block_cleanups: bool = False
     load_failures: dict[str, Termination] = field(default_factory=dict)
     resolve_failure: Termination | None = None
     injected_failure: Termination | None = None
@@ -67,6 +69,8 @@ class FakeLoaders:
                 return self.load_failures[node]
             if self.block_loads:
                 return None
+        if role == names.ROLE_CLEANUP and self.block_cleanups:
+            return None
         report = contract.Report(outcome=contract.Outcome.LOADED, bytes=2 * objects.GIB, seconds=1.0, verified="crc32")
         return Termination(report)
 

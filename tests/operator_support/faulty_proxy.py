@@ -45,7 +45,7 @@ class FaultyProxy(EventLoopThread):
         """Called with the path of a watch; True: its events are held back, until it returns False."""
         self.url = ""
         self.requests: list[tuple[str, str]] = []
-        self._plane = plane
+        self.plane = plane
         self._watches: set[asyncio.Task[object]] = set()
         self._stop: asyncio.Event
 
@@ -63,7 +63,7 @@ class FaultyProxy(EventLoopThread):
 
     async def main(self) -> None:
         self._stop = asyncio.Event()
-        context = ssl.create_default_context(cafile=str(self._plane.ca_file))
+        context = ssl.create_default_context(cafile=str(self.plane.ca_file))
         connector = aiohttp.TCPConnector(ssl=context, limit=0)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
             app = web.Application(client_max_size=32 << 20)
@@ -84,7 +84,7 @@ class FaultyProxy(EventLoopThread):
         if error := self.on_request(request.method, request.path_qs):
             body = {"kind": "Status", "message": "refused by the test", "code": error.status}
             return web.json_response(body, status=error.status, headers=error.headers)
-        headers = {"Authorization": f"Bearer {self._plane.token}"}
+        headers = {"Authorization": f"Bearer {self.plane.token}"}
         for name in ("Content-Type", "Accept"):
             if name in request.headers:
                 headers[name] = request.headers[name]
@@ -92,7 +92,7 @@ class FaultyProxy(EventLoopThread):
         is_watch = "watch" in request.query
         async with session.request(
             request.method,
-            self._plane.url + request.path_qs,
+            self.plane.url + request.path_qs,
             data=data or None,
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=None),

@@ -290,6 +290,15 @@ class ControllerThread(AppThread[ControllerApp]):
         prefix = f"{namespace}/"
         return self.call_in_loop(lambda: any(job.model_ref.startswith(prefix) for job in self.app.state.jobs))
 
+    def knows_job(self, uid: str) -> bool:
+        """Returns whether the controller has a Job in its state."""
+        return self.call_in_loop(lambda: self.app.state.jobs.get(uid) is not None)
+
+    def entry_states(self, node: str) -> dict[str, str]:
+        """Returns the state of each entry of a node by name, as the controller knows it."""
+        cache = self.call_in_loop(lambda: self.app.state.node_cache(node))
+        return {each.name: each.state.value for each in (cache.status.entries if cache else None) or ()}
+
     def count_writes(self) -> int:
         """Returns the number of write requests that the controller has sent."""
         return self.count_requests("create", "apply", "update", "patch", "delete")

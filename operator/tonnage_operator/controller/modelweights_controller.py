@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Delivery, Medium
 from tonnage_operator.api.nodecache import EntryKey
 from tonnage_operator.controller.event_recorder import EventRecorder
-from tonnage_operator.controller.job_creator import Precondition
+from tonnage_operator.controller.job_control import Precondition
 from tonnage_operator.controller.rate_limiter import RateLimiter
 from tonnage_operator.controller.reconciler import Reconciler, gather_bounded, relist
 from tonnage_operator.controller.workqueue import Gone, StaleCache
@@ -21,10 +21,10 @@ from tonnage_operator.domain.modelweights.reconcile import decide
 from tonnage_operator.domain.modelweights.snapshot import POD_CREATION_TIMEOUT
 from tonnage_operator.domain.reasons import ConditionReason, EventReason
 from tonnage_operator.kube.client import ApiError
-from tonnage_operator.kube.resources import EVENTS, MODEL_WEIGHTS, NODE_CACHES
+from tonnage_operator.kube.resources import EVENTS, MODEL_WEIGHTS, NODE_CACHES, NODES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from tonnage_operator.api.base import Body
     from tonnage_operator.api.status import ModelWeightsStatus
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tonnage_operator.controller.state import ControllerState, WeightsRecord
     from tonnage_operator.domain.modelweights.snapshot import Snapshot
     from tonnage_operator.domain.nodecache.capacity import LoadRequest
+    from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.domain.observed.model_weights import ModelWeights
     from tonnage_operator.kube.client import KubeClient
     from tonnage_operator.telemetry import Metrics
@@ -42,6 +43,10 @@ _DELETION_RECHECK_INTERVAL: Final = 30.0
 """Seconds between rechecks of a blocked deletion; changes also enqueue it."""
 _COUNTS_WRITE_INTERVAL: Final = 10.0
 """Minimum seconds between status writes of one object that change only counts, after an initial burst."""
+
+
+ObsoleteJob: TypeAlias = "tuple[Job, Precondition | None]"
+"""A Job to delete, and the record of its node that makes it obsolete; None for one that is on no node."""
 
 
 class ModelWeightsController(Reconciler):
@@ -79,7 +84,7 @@ class ModelWeightsController(Reconciler):
                     self._metrics_recorder.drop(record.namespace, record.name)
                     raise Gone from error
             elif error.conflict:
-                await self._job_creator.check_precondition(_precondition(record))
+                await self._job_control.check_precondition(_precondition(record))
                 raise StaleCache from error
             raise
 
@@ -101,17 +106,21 @@ class ModelWeightsController(Reconciler):
             await self._set_finalizers(record, (*record.finalizers, names.FINALIZER))
             return 0.0  # the write changed the record, so reconcile the new one
         decision = decide(snapshot)
+        obsolete = self._obsolete_jobs(decision.delete)
+        deferred = self._obsolete_jobs(decision.deferred_deletes)
         self._request_room(record.uid, decision.load_requests)
         await self._event_recorder.record(record, decision.events)
         await self._create_jobs(record, decision.apply)
+        is_current = False
         remaining_seconds = self._status_write_delay(record, record.weights, decision.status)
         if not remaining_seconds:
             await self._event_recorder.record(record, decision.deferred_events)
             if decision.status != record.weights.status:
                 status = decision.status.model_dump(mode="json", by_alias=True, exclude_none=True)
                 await self._write_status(record, status)
-            await self._delete_jobs(decision.deferred_deletes)
-        await self._delete_jobs(decision.delete)
+                is_current = True  # else it had been a conflict
+            obsolete = (*deferred, *obsolete)
+        await self._delete_jobs(record, obsolete, is_current=is_current)
         self._metrics_recorder.set_status_gauges(record.weights, decision.status)
         return min((each for each in (remaining_seconds, decision.requeue_after) if each), default=None)
 
@@ -147,7 +156,7 @@ class ModelWeightsController(Reconciler):
         if not jobs:
             return
         own_precondition = _precondition(record)
-        await self._job_creator.check_precondition(own_precondition)
+        await self._job_control.check_precondition(own_precondition)
 
         async def create(job: Body) -> None:
             annotations, role = job["metadata"]["annotations"], job["metadata"]["labels"][names.ROLE]
@@ -164,13 +173,32 @@ class ModelWeightsController(Reconciler):
                     entry_key=entry_key,
                     required_bytes=request.bytes if request and role == names.ROLE_LOAD else 0,
                 )
-            if await self._job_creator.create(job, precondition):
+            if await self._job_control.create(job, precondition):
                 self._metrics_recorder.record_job_created(record.namespace, record.name, role)
                 log_extra = self._log_extra(record, job=job["metadata"]["name"], node=node or None)
                 log_extra["tonnage"]["revision"] = annotations.get(names.REVISION)
                 _LOG.info("Created a %s Job", role, extra=log_extra)
 
         await gather_bounded(create, jobs)
+
+    def _obsolete_jobs(self, jobs: Iterable[Job]) -> tuple[ObsoleteJob, ...]:
+        """Returns the Jobs with the records that make them obsolete, as they are in the cache now."""
+        return tuple((job, self._node_precondition(job.node_name)) for job in jobs)
+
+    def _node_precondition(self, node: str) -> Precondition | None:
+        if not node:
+            return None
+        if self._state.node(node) is None:
+            return Precondition(NODES, node, "")
+        cache = self._state.node_cache(node)
+        return Precondition(NODE_CACHES, node, cache.resource_version if cache else "")
+
+    async def _delete_jobs(
+        self, record: WeightsRecord, jobs: tuple[ObsoleteJob, ...], *, is_current: bool = False
+    ) -> None:
+        if jobs and not is_current:
+            await self._job_control.check_precondition(_precondition(record))
+        await gather_bounded(lambda each: self._job_control.delete(*each), jobs)
 
     def _log_extra(self, record: WeightsRecord, **fields: object) -> dict[str, Any]:
         """Returns the ``extra`` of a log line about an object."""
@@ -208,6 +236,7 @@ class ModelWeightsController(Reconciler):
         if names.FINALIZER not in record.finalizers:
             return None
         deletion = plan_deletion(snapshot)
+        obsolete = self._obsolete_jobs(deletion.delete)
         waiting = deletion.waiting_message
         try:
             await self._create_jobs(record, deletion.apply)
@@ -217,7 +246,7 @@ class ModelWeightsController(Reconciler):
             # The namespace is terminating or forbids the Job. Give up, so that the finalizer does not block deletion.
             _LOG.warning("Emptying a deleted object's claim failed: %s", error.message, extra=self._log_extra(record))
             waiting = ""
-        await self._delete_jobs(deletion.delete)
+        await self._delete_jobs(record, obsolete)
         await self._event_recorder.record(record, deletion.events)
         if waiting:
             await self._event_recorder.record(record, (Event(EventReason.DELETION_WAITING, waiting, key=waiting),))

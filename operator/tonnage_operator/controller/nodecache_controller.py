@@ -5,22 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from tonnage_operator.api import names
 from tonnage_operator.api.nodecache import EntryState
-from tonnage_operator.controller.job_creator import Precondition
+from tonnage_operator.controller.job_control import Precondition
 from tonnage_operator.controller.reconciler import Reconciler, gather_bounded, relist
 from tonnage_operator.controller.workqueue import Gone, StaleCache
 from tonnage_operator.domain import status_diff
 from tonnage_operator.domain.nodecache.reconcile import decide_node
 from tonnage_operator.kube.client import ApiError
-from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES
+from tonnage_operator.kube.resources import MODEL_WEIGHTS, NODE_CACHES, NODES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from tonnage_operator.api.base import Body
     from tonnage_operator.api.nodecache import NodeCacheStatus
     from tonnage_operator.controller.state import CacheRecord, ControllerState
     from tonnage_operator.domain.nodecache.reconcile import NodeDecision
@@ -61,7 +63,7 @@ class NodeCacheController(Reconciler):
         except ApiError as error:
             if not error.conflict:
                 raise
-            await self._job_creator.check_precondition(_precondition(node, self._state.node_cache(name)))
+            await self._job_control.check_precondition(_precondition(node, self._state.node_cache(name)))
             raise StaleCache from error
 
     async def _reconcile(self, node: Node) -> float | None:
@@ -78,8 +80,11 @@ class NodeCacheController(Reconciler):
                 return delay
             cache = await self._write_status(node, cache, decision.status)
         self._load_started_at.pop(node.name, None)
-        await self._create_jobs(node, cache, decision)
-        await self._delete_jobs(decision.delete)
+        precondition = _precondition(node, cache)
+        await self._create_jobs(node, precondition, decision.apply)
+        if decision.delete:
+            await self._job_control.check_precondition(precondition)
+            await gather_bounded(self._job_control.delete, decision.delete)
         return decision.requeue_after
 
     def _status_write_delay(self, name: str, cache: CacheRecord | None, decision: NodeDecision) -> float:
@@ -91,23 +96,21 @@ class NodeCacheController(Reconciler):
         now = time.monotonic()
         return max(0.0, self._load_started_at.setdefault(name, now) + _LOAD_START_GRACE_PERIOD - now)
 
-    async def _create_jobs(self, node: Node, cache: CacheRecord | None, decision: NodeDecision) -> None:
-        precondition = _precondition(node, cache)
-
+    async def _create_jobs(self, node: Node, precondition: Precondition, jobs: Iterable[Body]) -> None:
         async def create(job: dict[str, Any]) -> None:
-            if not await self._job_creator.create(job, precondition):
+            if not await self._job_control.create(job, precondition):
                 return
             annotations = job["metadata"]["annotations"]
             self._metrics.evictions.labels(annotations[names.MEDIUM], annotations[names.CAUSE]).inc()
             fields = {"node": node.name, "entry": annotations[names.CACHE_KEY], "object": annotations[names.MODEL_REF]}
             _LOG.info("Created a cleanup Job", extra={"tonnage": fields})
 
-        await gather_bounded(create, decision.apply)
+        await gather_bounded(create, jobs)
 
     async def _delete_cleanup_jobs(self, name: str) -> None:
         """Deletes the cleanup Jobs of a deleted node. Its load Jobs are deleted by ``ModelWeightsController``."""
-        jobs = self._state.jobs_on(name)
-        await self._delete_jobs(job for job in jobs if job.role == names.ROLE_CLEANUP and not job.deleting)
+        jobs = [job for job in self._state.jobs_on(name) if job.role == names.ROLE_CLEANUP and not job.deleting]
+        await gather_bounded(lambda job: self._job_control.delete(job, Precondition(NODES, name, "")), jobs)
 
     async def _refresh_weights(self) -> None:
         async with self._list_lock:
@@ -129,7 +132,7 @@ class NodeCacheController(Reconciler):
         )
         self._state.node_caches.put(body)
         self._count_evicted(previous, status)
-        return self._state.node_cache(node.name) or cache
+        return replace(cache, resource_version=body["metadata"]["resourceVersion"], status=status)
 
     def _count_evicted(self, before: NodeCacheStatus, after: NodeCacheStatus) -> None:
         remaining = {(each.name, each.medium) for each in after.entries or ()}

@@ -1,19 +1,16 @@
-"""Base of the two controllers: shared state, API client, and creation and deletion of Jobs."""
+"""Base of the two controllers: shared state, API client and Jobs."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from tonnage_operator.controller.job_creator import JobCreator
-from tonnage_operator.kube.resources import JOBS
+from tonnage_operator.controller.job_control import JobControl
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from tonnage_operator.controller.state import ControllerState
-    from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.kube.client import KubeClient
     from tonnage_operator.kube.resources import Resource
     from tonnage_operator.telemetry import Metrics
@@ -55,12 +52,4 @@ class Reconciler:
         self._state = state
         self._client = client
         self._metrics = metrics
-        self._job_creator = JobCreator(state, client)
-
-    async def _delete_jobs(self, jobs: Iterable[Job]) -> None:
-        async def delete(job: Job) -> None:
-            await self._client.delete(JOBS, job.name, job.namespace, uid=job.uid)
-            # Its watch event comes later, and decisions until then would delete it again.
-            self._state.jobs.amend(job.uid, lambda known: replace(known, deleting=True))
-
-        await gather_bounded(delete, jobs)
+        self._job_control = JobControl(state, client)

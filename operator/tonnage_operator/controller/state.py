@@ -45,7 +45,7 @@ MAX_SPEC_BYTES: Final = 192 << 10
 """Bytes of a spec as JSON; a plan is smaller. It bounds what one object takes of the controller's memory."""
 
 _MAX_CREATED_JOBS: Final = 20_000
-"""Jobs whose uid is remembered: some megabytes."""
+"""Jobs that are remembered: some megabytes."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,8 @@ class ControllerState:
         self.peers = PeerDirectory(installation.namespace, on_host=on_host, port=installation.peers.port)
         self.reports: dict[str, contract.Report] = {}
         """The latest report of each Job, by its uid."""
-        self._created_jobs: OrderedDict[tuple[str, str], str] = OrderedDict()
-        """Uids of Jobs that this process has created, by namespace and name."""
+        self._created_jobs: OrderedDict[tuple[str, str], tuple[str, str]] = OrderedDict()
+        """Uid and time of signing of the latest Job that this process has created, by namespace and name."""
         self.refusals: dict[str, str] = {}
         """Why the API server rejected the pod of a Job, by the Job's uid."""
         self.reported_outcomes: dict[str, dict[str, contract.Outcome]] = defaultdict(dict)
@@ -219,11 +219,21 @@ class ControllerState:
         self.pods.add_event_handler(pods)
         self.node_caches.add_event_handler(node_caches)
 
-    def record_created_job(self, metadata: Body) -> None:
-        """Remembers the uid of a Job that this process has created: another one of this name is a copy."""
-        self._created_jobs[metadata["namespace"], metadata["name"]] = metadata["uid"]
+    def record_created_job(self, body: Body) -> None:
+        """Stores a Job that this process has created, and remembers it: another one of this name may be a copy."""
+        self.jobs.put(body)
+        if job := self.jobs.get(body["metadata"]["uid"]):
+            self._created_jobs[job.namespace, job.name] = (job.uid, job.signed_at)
         if len(self._created_jobs) > _MAX_CREATED_JOBS:
             self._created_jobs.popitem(last=False)
+
+    def _is_copy(self, job: Job) -> bool:
+        """Returns whether a Job has a signature that is no later than that of one which this process has created.
+
+        One that was signed later was created by another controller: only controllers can sign.
+        """
+        uid, signed_at = self._created_jobs.get((job.namespace, job.name), (job.uid, ""))
+        return job.uid != uid and job.signed_at <= signed_at
 
     def _weights_changed(self, before: WeightsRecord | None, after: WeightsRecord | None) -> None:
         if after and after.weights:
@@ -352,7 +362,7 @@ class ControllerState:
         The operator has signed it. A resolve or load Job is in the namespace of its object, which owns it. A cleanup
         Job on a node is in the operator's namespace.
         """
-        if not job.signature or self._created_jobs.get((job.namespace, job.name), job.uid) != job.uid:
+        if not job.signature or self._is_copy(job):
             return False
         if job.role == names.ROLE_CLEANUP and job.namespace == self.installation.namespace:
             return True

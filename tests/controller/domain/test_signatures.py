@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -155,15 +155,24 @@ def test_a_job_that_is_created_again_later_from_a_copy_decides_nothing(make: Cal
 
 def test_a_job_that_is_created_again_at_once_from_a_copy_decides_nothing() -> None:
     state, job = _state(), _created(_load_job(), CREATED)
-    state.record_created_job(job["metadata"])
-    state.jobs.put(job)
+    state.record_created_job(job)
     assert [each.uid for each in state.jobs_on("n0")] == ["job"]
     state.jobs.remove("job")
     copied = {**job, "metadata": {**job["metadata"], "uid": "copy"}}
     state.jobs.put(copied)
     assert not state.jobs_on("n0")
-    state.record_created_job(copied["metadata"])
+    state.record_created_job(copied)
     assert [each.uid for each in state.jobs_on("n0")] == ["copy"]
+
+
+def test_a_job_that_another_controller_creates_later_under_the_same_name_counts() -> None:
+    state, job = _state(), _created(_load_job(), CREATED)
+    state.record_created_job(job)
+    state.jobs.remove("job")
+    later = signing.stamp_job(_load_job(), KEYS, NOW + timedelta(seconds=1))
+    later["metadata"] |= {"uid": "later", "creationTimestamp": CREATED}
+    state.jobs.put(later)
+    assert [each.uid for each in state.jobs_on("n0")] == ["later"]
 
 
 def test_the_signature_with_a_time_is_in_the_pod_of_the_job_too() -> None:

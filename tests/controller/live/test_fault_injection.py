@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import threading
@@ -218,6 +219,153 @@ def test_a_controller_with_a_stale_cache_repeats_no_job(
         behind.reconcile_all()
     assert _count_runs(fake_loaders, nodes) == {(role, nodes[0]): 1 for role in ("resolve", "load", "cleanup")}
     assert not harness.entry_states(nodes[0])
+
+
+@dataclasses.dataclass
+class TwoControllers:
+    """Two controllers of which each has its own way to the API server."""
+
+    first: ControllerThread
+    first_proxy: FaultyProxy
+    behind: ControllerThread
+    behind_proxy: FaultyProxy
+
+    def assert_kept(self, job: dict[str, Any]) -> None:
+        """Has both controllers decide about a Job, and expects that it is still there."""
+        for each in (self.behind, self.first):
+            eventually(lambda each=each: each.knows_job(job["metadata"]["uid"]))  # type: ignore[misc]
+            each.reconcile_all()
+        namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
+        now = self.first_proxy.plane.request("GET", f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}")
+        assert now["metadata"]["uid"] == job["metadata"]["uid"]
+        assert "deletionTimestamp" not in now["metadata"]
+
+
+@pytest.fixture
+def two_controllers(faulty_proxy: FaultyProxy, control_plane: ControlPlane) -> Iterator[TwoControllers]:
+    with (
+        FaultyProxy(control_plane) as first_proxy,
+        ControllerThread(static_client_config(first_proxy.url), make_installation()) as first,
+        ControllerThread(static_client_config(faulty_proxy.url), make_installation()) as behind,
+    ):
+        yield TwoControllers(first, first_proxy, behind, faulty_proxy)
+
+
+def _watches_of(*plurals: str) -> Callable[[str], bool]:
+    return lambda path: path.endswith(tuple(f"/{plural}" for plural in plurals))
+
+
+def _none(_path: str) -> bool:
+    return False
+
+
+def _cleanup_jobs(harness: OperatorHarness, node: str) -> list[dict[str, Any]]:
+    path = f"/apis/batch/v1/namespaces/tonnage-system/jobs?labelSelector={names.ROLE}%3D{names.ROLE_CLEANUP}"
+    jobs = harness.plane.request("GET", path)["items"]
+    return [each for each in jobs if each["metadata"]["annotations"][names.NODE] == node]
+
+
+def test_a_controller_with_an_outdated_nodecache_deletes_no_result_that_is_not_recorded(
+    harness: OperatorHarness, fake_loaders: FakeLoaders, two_controllers: TwoControllers
+) -> None:
+    """One controller does not see that a cleanup ended; the other one does not see that it was wanted."""
+    (node,) = harness.add_nodes("a")
+    harness.create()
+    harness.wait_for_condition("Warm")
+    eventually(lambda: "Ready" in two_controllers.behind.entry_states(node).values() and not harness.jobs())
+    two_controllers.behind_proxy.delay_watch = _watches_of("modelweights", "nodecaches")
+    two_controllers.first_proxy.delay_watch = _watches_of("jobs", "pods")
+    harness.delete()
+    eventually(lambda: (names.ROLE_CLEANUP, node) in fake_loaders.terminated)
+    eventually(lambda: not _cleanup_jobs(harness, node), timeout=25)
+    two_controllers.first_proxy.delay_watch = _none
+    eventually(harness.is_gone, timeout=25)
+    assert not harness.entry_states(node)
+    assert _count_runs(fake_loaders, [node]) == {(role, node): 1 for role in ("resolve", "load", "cleanup")}
+
+
+def test_a_controller_with_an_outdated_object_deletes_no_job_of_the_new_revision(
+    harness: OperatorHarness, fake_loaders: FakeLoaders, two_controllers: TwoControllers
+) -> None:
+    (node,) = harness.add_nodes("a")
+    harness.create(AUTOMATIC)
+    harness.wait_for_condition("Warm")
+    eventually(lambda: not harness.jobs() and two_controllers.behind.app.idle)
+    two_controllers.behind_proxy.delay_watch = _watches_of("modelweights")
+    fake_loaders.block_resolves = fake_loaders.block_loads = True
+    fake_loaders.version = "2"
+    harness.expire_check_interval()
+    eventually(lambda: len(harness.jobs(names.ROLE_RESOLVE)) == 1)
+    two_controllers.assert_kept(harness.jobs(names.ROLE_RESOLVE)[0])
+
+    fake_loaders.block_resolves = False
+    eventually(lambda: len(harness.jobs(names.ROLE_LOAD)) == 1)
+    eventually(lambda: "Loading" in two_controllers.behind.entry_states(node).values())
+    two_controllers.assert_kept(harness.jobs(names.ROLE_LOAD)[0])
+
+    fake_loaders.block_loads = False
+    two_controllers.behind_proxy.delay_watch = _none
+    eventually(lambda: list(harness.entry_states(node).values()) == ["Ready"] and _is_idle(harness), timeout=25)
+    runs = Counter({(names.ROLE_RESOLVE, node): 2, (names.ROLE_LOAD, node): 2, (names.ROLE_CLEANUP, node): 1})
+    assert _count_runs(fake_loaders, [node]) == runs
+
+
+def test_a_controller_that_does_not_know_a_node_yet_deletes_no_load_on_it(
+    harness: OperatorHarness, fake_loaders: FakeLoaders, two_controllers: TwoControllers
+) -> None:
+    two_controllers.behind_proxy.delay_watch = _watches_of("nodes")
+    fake_loaders.block_loads = True
+    harness.create()
+    (node,) = harness.add_nodes("a")
+    eventually(lambda: len(harness.jobs(names.ROLE_LOAD)) == 1)
+    two_controllers.assert_kept(harness.jobs(names.ROLE_LOAD)[0])
+    fake_loaders.block_loads = False
+    harness.wait_for_condition("Warm")
+    assert _count_runs(fake_loaders, [node])[names.ROLE_LOAD, node] == 1
+
+
+def test_a_controller_that_does_not_know_a_node_yet_deletes_no_cleanup_on_it(
+    harness: OperatorHarness, fake_loaders: FakeLoaders, two_controllers: TwoControllers
+) -> None:
+    """It never learned of the node by the load Job: it did not see that either."""
+    two_controllers.behind_proxy.delay_watch = _watches_of("nodes", "jobs")
+    fake_loaders.block_cleanups = True
+    harness.create()
+    (node,) = harness.add_nodes("a")
+    harness.wait_for_condition("Warm")
+    harness.delete()
+    eventually(lambda: len(_cleanup_jobs(harness, node)) == 1)
+    two_controllers.behind_proxy.delay_watch = _watches_of("nodes")
+    two_controllers.assert_kept(_cleanup_jobs(harness, node)[0])
+    fake_loaders.block_cleanups = False
+    eventually(harness.is_gone, timeout=25)
+    assert _count_runs(fake_loaders, [node]) == {(role, node): 1 for role in ("resolve", "load", "cleanup")}
+
+
+def test_a_controller_takes_a_job_of_another_one_under_the_name_of_its_own_for_no_copy(
+    harness: OperatorHarness, fake_loaders: FakeLoaders, two_controllers: TwoControllers
+) -> None:
+    """Cleanup Jobs of one entry have one name. The controllers create them in turn."""
+    (node,) = harness.add_nodes("a")
+    proxies = (two_controllers.first_proxy, two_controllers.behind_proxy)
+    for creator, other in (proxies, proxies[::-1]):
+        fake_loaders.block_cleanups = True
+        creator.on_request = lambda _method, _path: None
+        other.on_request = _refuse_new_jobs
+        harness.create()
+        harness.wait_for_condition("Warm", timeout=40)
+        harness.delete()
+        eventually(lambda: len(_cleanup_jobs(harness, node)) == 1, timeout=40)
+        other.on_request = lambda _method, _path: None
+        two_controllers.assert_kept(_cleanup_jobs(harness, node)[0])
+        fake_loaders.block_cleanups = False
+        eventually(harness.is_gone, timeout=25)
+        eventually(lambda: not _cleanup_jobs(harness, node))
+    assert _count_runs(fake_loaders, [node])[names.ROLE_CLEANUP, node] == 2
+
+
+def _refuse_new_jobs(method: str, path: str) -> ErrorResponse | None:
+    return ErrorResponse(500) if method == "POST" and path.endswith("/jobs") else None
 
 
 def test_api_errors_and_broken_watches_only_delay_the_result(

@@ -63,7 +63,6 @@ def test_roles_have_no_wildcards_and_no_secrets_but_the_peers() -> None:
 def test_the_controller_needs_its_role_and_nothing_else(
     harness: OperatorHarness, fake_loaders: FakeLoaders, operator_namespace: str
 ) -> None:
-    del fake_loaders
     access = _account_client_config(harness.plane, "controller")
     harness.plane.kubectl("apply", "-f", str(ROOT / "operator" / "rbac" / "peers.yaml"))
     account = f"--serviceaccount={operator_namespace}:role-controller"
@@ -76,6 +75,12 @@ def test_the_controller_needs_its_role_and_nothing_else(
         harness.create({"credentials": {"serviceAccountName": "missing"}}, name="other")
         harness.wait_for_condition("Resolved", "False", "PodNotCreated", name="other", timeout=40)
         harness.delete("other")
+        # A node is read again before its Jobs are deleted.
+        fake_loaders.block_loads = True
+        (gone,) = harness.add_nodes("c")
+        eventually(lambda: bool(harness.loading_pod_name(gone)))
+        harness.delete_node(gone)
+        eventually(lambda: not harness.jobs(names.ROLE_LOAD))
         # Every token is reviewed. This one is invalid.
         url = f"http://127.0.0.1:{running.app.port}/v1/reports"
         request = urllib.request.Request(url, data=b"{}", headers={"Authorization": "Bearer x"})

@@ -70,6 +70,8 @@ class Job:
     """Digest of what its pod needs to start; empty if an earlier release created it."""
     signature: str = ""
     """Empty if it is missing, or not the operator's over this Job."""
+    signed_at: str = ""
+    """Time in the signature, in RFC 3339 in seconds; empty: it has none, as in those of earlier releases."""
 
     @property
     def entry_key(self) -> EntryKey:
@@ -152,4 +154,5 @@ def parse_job(body: Body, keys: SigningKeys = signing.NO_KEYS) -> Job:
         retry=annotations.get(names.RETRY, ""),
         template=annotations.get(names.TEMPLATE, ""),
         signature=signature if _counts(metadata, signature, keys) else "",
+        signed_at=annotations.get(names.SIGNED_AT, ""),
     )

@@ -1,16 +1,20 @@
-"""Creates each Job once, even if two controllers run by accident.
+"""Creates each Job once and deletes only obsolete ones, even if two controllers run by accident.
 
 Job names are deterministic, so duplicates conflict. A controller with a stale cache could still create a Job again that
 another one has already recorded and deleted. Two reads at the API server prevent that: first that the Job does not
 exist, then that the record which requires it is unchanged. A Job that was deleted before the first read had its outcome
 recorded before the second one; a Job that another controller creates after the first read can't finish before our own
 create request is sent.
+
+A controller with a stale cache could also delete a Job that another one needs: one that is running, or one whose
+outcome is not recorded yet. So a Job is deleted only if the records that make it obsolete are unchanged at the API
+server.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from tonnage_operator.api import names
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from tonnage_operator.api.base import Body
     from tonnage_operator.api.nodecache import EntryKey
     from tonnage_operator.controller.state import ControllerState
+    from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.kube.client import KubeClient
     from tonnage_operator.kube.resources import Resource
 
@@ -39,7 +44,7 @@ _CREATE_TIMEOUT: Final = 5.0
 
 @dataclass(frozen=True)
 class Precondition:
-    """The state that a record must still have when the Job is created.
+    """The state that a record must still have when a Job is created or deleted.
 
     ``resource_version`` is empty if the record must not exist. ``entry_key`` is the entry of a ``NodeCache`` that the
     Job will load; other changes of the ``NodeCache`` don't matter then.
@@ -54,8 +59,8 @@ class Precondition:
     """Bytes that must be reserved for this entry; 0: none."""
 
 
-class JobCreator:
-    """Creates Jobs, and checks their preconditions."""
+class JobControl:
+    """Creates and deletes Jobs, and checks the preconditions."""
 
     def __init__(self, state: ControllerState, client: KubeClient) -> None:
         self._state = state
@@ -86,9 +91,25 @@ class JobCreator:
             if error.conflict and await self._refresh_job(name, namespace):
                 return False
             raise
-        self._state.record_created_job(created["metadata"])
-        self._state.jobs.put(created)
+        self._state.record_created_job(created)
         return True
+
+    async def delete(self, job: Job, precondition: Precondition | None = None) -> None:
+        """Deletes a Job and its pods; succeeds if it is gone.
+
+        Args:
+            job: The Job.
+            precondition: The record that makes the Job obsolete; None: it has been checked.
+
+        Raises:
+            StaleCache: The record has changed, so the Job may be needed.
+            ApiError: The Job can't be deleted.
+        """
+        if precondition:
+            await self.check_precondition(precondition)
+        await self._client.delete(JOBS, job.name, job.namespace, uid=job.uid)
+        # Its watch event comes later, and decisions until then would delete it again.
+        self._state.jobs.amend(job.uid, lambda known: replace(known, deleting=True))
 
     def _memory_floor(self, annotations: Body) -> int:
         """Returns the bytes that a Job's loader may need: those that it writes to memory, and its overhead."""

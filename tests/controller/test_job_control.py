@@ -1,4 +1,4 @@
-"""The reads at the API server before a Job is created: its state counts, not that of the cache."""
+"""The reads at the API server before a Job is created or deleted: its state counts, not that of the cache."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from operator_support import objects
 from tonnage_operator.api import names
 from tonnage_operator.api.modelweights import Medium
 from tonnage_operator.api.nodecache import EntryKey
-from tonnage_operator.controller.job_creator import JobCreator, Precondition
+from tonnage_operator.controller.job_control import JobControl, Precondition
 from tonnage_operator.controller.state import ControllerState
 from tonnage_operator.controller.workqueue import StaleCache
 from tonnage_operator.domain import signing
+from tonnage_operator.domain.observed.job import parse_job
 from tonnage_operator.kube.client import ApiError
-from tonnage_operator.kube.resources import JOBS, NODE_CACHES
+from tonnage_operator.kube.resources import JOBS, NODE_CACHES, NODES
 
 if TYPE_CHECKING:
     from tonnage_operator.kube.client import KubeClient
@@ -72,10 +73,10 @@ def api_server() -> FakeApiServer:
 
 
 @pytest.fixture
-def job_creator(api_server: FakeApiServer) -> JobCreator:
+def job_control(api_server: FakeApiServer) -> JobControl:
     state = ControllerState(objects.INSTALLATION)
     state.weights.put(objects.modelweights_manifest(resourceVersion="1"))
-    return JobCreator(state, cast("KubeClient", api_server))
+    return JobControl(state, cast("KubeClient", api_server))
 
 
 def _put_node_cache(server: FakeApiServer, version: int, state: str, **more: Any) -> None:
@@ -102,62 +103,87 @@ JOB: Body = {"metadata": {"name": "load", "namespace": "serving", "annotations":
 PRECONDITION = Precondition(NODE_CACHES, "n0", "7", entry_key=KEY)
 
 
-async def test_the_job_is_read_before_the_precondition(api_server: FakeApiServer, job_creator: JobCreator) -> None:
+async def test_the_job_is_read_before_the_precondition(api_server: FakeApiServer, job_control: JobControl) -> None:
     api_server.put(NODE_CACHES, "n0", 7)
-    assert await job_creator.create(JOB, PRECONDITION)
+    assert await job_control.create(JOB, PRECONDITION)
     assert api_server.calls == ["get jobs", "version of nodecaches", "create jobs"]
 
 
-async def test_a_job_that_exists_is_not_created(api_server: FakeApiServer, job_creator: JobCreator) -> None:
+async def test_a_job_that_exists_is_not_created(api_server: FakeApiServer, job_control: JobControl) -> None:
     _put_job(api_server)
-    assert not await job_creator.create(JOB, PRECONDITION)
+    assert not await job_control.create(JOB, PRECONDITION)
     assert api_server.calls == ["get jobs"]
 
 
 async def test_a_job_of_a_tenant_under_our_name_is_deleted_and_then_replaced(
-    api_server: FakeApiServer, job_creator: JobCreator
+    api_server: FakeApiServer, job_control: JobControl
 ) -> None:
     api_server.put(JOBS, "load", 5)
     api_server.put(NODE_CACHES, "n0", 7)
     with pytest.raises(StaleCache):
-        await job_creator.create(JOB, PRECONDITION)
+        await job_control.create(JOB, PRECONDITION)
     assert api_server.calls == ["get jobs", "delete jobs"]
-    assert await job_creator.create(JOB, PRECONDITION)
+    assert await job_control.create(JOB, PRECONDITION)
 
 
 @pytest.mark.parametrize(
     ("state", "created"), [("Ready", False), ("Evicting", False), ("Loading", True), ("Partial", True)]
 )
 async def test_unrelated_changes_of_the_nodecache_do_not_matter(
-    api_server: FakeApiServer, job_creator: JobCreator, state: str, created: bool
+    api_server: FakeApiServer, job_control: JobControl, state: str, created: bool
 ) -> None:
     _put_node_cache(api_server, 8, state)
     if created:
-        assert await job_creator.create(JOB, PRECONDITION)
+        assert await job_control.create(JOB, PRECONDITION)
         return
     with pytest.raises(StaleCache):
-        await job_creator.create(JOB, PRECONDITION)
+        await job_control.create(JOB, PRECONDITION)
     assert (JOBS, "load") not in api_server.objects
 
 
 async def test_a_ready_entry_that_appeared_after_the_decision_counts_even_if_it_is_cached(
-    api_server: FakeApiServer, job_creator: JobCreator
+    api_server: FakeApiServer, job_control: JobControl
 ) -> None:
     _put_node_cache(api_server, 7, "Ready")
     with pytest.raises(StaleCache):
-        await job_creator.create(JOB, Precondition(NODE_CACHES, "n0", "6", entry_key=KEY))
+        await job_control.create(JOB, Precondition(NODE_CACHES, "n0", "6", entry_key=KEY))
     with pytest.raises(StaleCache):
-        await job_creator.create(JOB, PRECONDITION)
+        await job_control.create(JOB, PRECONDITION)
 
 
 async def test_a_ready_entry_with_some_ranks_is_not_complete(
-    api_server: FakeApiServer, job_creator: JobCreator
+    api_server: FakeApiServer, job_control: JobControl
 ) -> None:
     _put_node_cache(api_server, 8, "Ready", ranks="0-3")
-    assert await job_creator.create(JOB, PRECONDITION)
+    assert await job_control.create(JOB, PRECONDITION)
 
 
-async def test_any_change_matters_without_an_entry_key(api_server: FakeApiServer, job_creator: JobCreator) -> None:
+async def test_any_change_matters_without_an_entry_key(api_server: FakeApiServer, job_control: JobControl) -> None:
     api_server.put(NODE_CACHES, "n0", 8)
     with pytest.raises(StaleCache):
-        await job_creator.create(JOB, Precondition(NODE_CACHES, "n0", "7"))
+        await job_control.create(JOB, Precondition(NODE_CACHES, "n0", "7"))
+
+
+@pytest.mark.parametrize(
+    ("precondition", "obsolete"),
+    [
+        (Precondition(NODE_CACHES, "n0", "7"), True),
+        (Precondition(NODE_CACHES, "n0", "6"), False),
+        (Precondition(NODES, "n1", ""), True),
+        (Precondition(NODES, "n0", ""), False),
+    ],
+    ids=["record as known", "newer record", "no node", "a node that was not known"],
+)
+async def test_a_job_is_deleted_only_if_what_makes_it_obsolete_is_unchanged(
+    api_server: FakeApiServer, job_control: JobControl, precondition: Precondition, obsolete: bool
+) -> None:
+    _put_job(api_server)
+    api_server.put(NODES, "n0", 3)
+    _put_node_cache(api_server, 7, "Evicting")
+    job = parse_job(api_server.objects[JOBS, "load"])
+    if obsolete:
+        await job_control.delete(job, precondition)
+    else:
+        with pytest.raises(StaleCache):
+            await job_control.delete(job, precondition)
+    assert ((JOBS, "load") not in api_server.objects) == obsolete
