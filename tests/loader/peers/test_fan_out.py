@@ -93,6 +93,7 @@ def test_of_nodes_that_load_at_once_one_reads_all_headers_and_the_others_take_th
 ) -> None:
     sizes = make_tensors(count=40, rows=256)
     tensors = sizes | {f"norms.{number}": tensor for number, tensor in enumerate(make_tensors(rows=2).values())}
+    of_own_share = 5  # short tensors of the node's own share, each with its header
     names = ["node-a", "node-b", "node-c"]
     limits = Limits(workers=1, connections=4, part_size=128 << 10, bandwidth=3 << 20)
     with FaultyServer() as server:
@@ -121,7 +122,7 @@ def test_of_nodes_that_load_at_once_one_reads_all_headers_and_the_others_take_th
         assert_tensors_equal(load_safetensors_dir(fleet.model_folder(fleet.nodes[name], report)), tensors)
     if reader == "of this release":
         assert reports[0]["headers_digest"] == fleet.headers_digest
-        assert max(found["node-b"], found["node-c"]) <= 5, "a short tensor of its own share, with its header"
+        assert max(found["node-b"], found["node-c"]) <= of_own_share, found
         assert found["node-a"] >= 30, found
     else:
-        assert min(found.values()) >= 20, "each reads them, after it has waited"
+        assert min(found.values()) > of_own_share, "each reads them, after it has waited"
