@@ -25,7 +25,7 @@ import pytest
 import trustme
 import yaml
 
-from local_cluster import credentials, preflight, programs
+from local_cluster import credentials, http_probe, preflight, programs
 from local_cluster.control_plane import (
     ENVIRONMENT,
     ControlPlaneSettings,
@@ -78,6 +78,13 @@ def skip_or_fail(missing: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(f"No control plane: {missing}")
     pytest.skip(f"No control plane: {missing}")
+
+
+def _is_healthy(port: int) -> bool:
+    """Returns whether a component's /healthz returns 200; its certificate is one that it made for itself."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return http_probe.ok(f"https://127.0.0.1:{port}/healthz", {}, context)
 
 
 @dataclass
@@ -135,7 +142,11 @@ class ControlPlane:
         return self.folder / "admin.kubeconfig"
 
     def start(self) -> None:
-        """Starts all programs and waits until the API server is ready."""
+        """Starts all programs and waits until they are ready.
+
+        Raises:
+            StartFailed: One exited, for example because its port is taken; the message ends with its log.
+        """
         settings = self.settings
         (self.folder / "audit-policy.yaml").write_text(_AUDIT_POLICY)
         self._write_admission_configuration()
@@ -150,6 +161,14 @@ class ControlPlane:
             process.start()
             if name == "kube-apiserver":
                 process.readiness_probe = partial(is_api_server_ready, settings, self.token)
+                process.wait_until_ready()
+        ports = {
+            "kube-controller-manager": settings.ports.controller_manager,
+            "kube-scheduler": settings.ports.scheduler,
+        }
+        for process in self._processes:
+            if port := ports.get(process.name):
+                process.readiness_probe = partial(_is_healthy, port)
                 process.wait_until_ready()
 
     def _write_admission_configuration(self) -> None:

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
+
+_PORTS = range(10_000, 30_000)
+"""Below those that Linux gives to connections and to servers that ask for any port (from 32768, by default)."""
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns ``count`` loopback ports that were free when checked; another process may take one before it is used."""
+    """Returns ``count`` loopback ports that were free when checked.
+
+    Another process may take one before it is used, which takes a program that starts slowly seconds. It is unlikely:
+    nobody gets one of these without asking for it, and two test processes hardly choose the same.
+    """
+    chosen = random.SystemRandom()
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        found: list[int] = []
+        while len(found) < count:
+            each, port = stack.enter_context(socket.socket()), chosen.choice(_PORTS)
+            with contextlib.suppress(OSError):
+                each.bind(("127.0.0.1", port))
+                found.append(port)
+        return found
