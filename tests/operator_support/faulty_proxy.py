@@ -52,6 +52,11 @@ class FaultyProxy(EventLoopThread):
     def request_stop(self) -> None:
         self.loop.call_soon_threadsafe(self._stop.set)
 
+    @property
+    def open_watches(self) -> int:
+        """Number of watches whose events pass through."""
+        return len(self._watches)
+
     def drop_watches(self) -> None:
         """Breaks every open watch."""
 

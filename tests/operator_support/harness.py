@@ -290,6 +290,11 @@ class ControllerThread(AppThread[ControllerApp]):
         prefix = f"{namespace}/"
         return self.call_in_loop(lambda: any(job.model_ref.startswith(prefix) for job in self.app.state.jobs))
 
+    def is_deleting(self, namespace: str) -> bool:
+        """Returns whether the controller knows that an object of the namespace is being deleted."""
+        weights = self.call_in_loop(lambda: list(self.app.state.weights))
+        return any(record.namespace == namespace and record.deleting for record in weights)
+
     def knows_job(self, uid: str) -> bool:
         """Returns whether the controller has a Job in its state."""
         return self.call_in_loop(lambda: self.app.state.jobs.get(uid) is not None)

@@ -14,7 +14,7 @@ def free_ports(count: int) -> list[int]:
     """Returns ``count`` loopback ports that were free when checked.
 
     Another process may take one before it is used, which takes a program that starts slowly seconds. It is unlikely:
-    nobody gets one of these without asking for it, and two test processes hardly choose the same.
+    Linux gives these only to those who ask for them, and two test processes hardly choose the same.
     """
     chosen = random.SystemRandom()
     with contextlib.ExitStack() as stack:

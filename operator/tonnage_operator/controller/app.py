@@ -17,7 +17,8 @@ from tonnage_operator.controller import handlers
 from tonnage_operator.controller.event_handlers import EventHandlers
 from tonnage_operator.controller.event_recorder import EventRecorder
 from tonnage_operator.controller.ignored_objects import IgnoredObjects
-from tonnage_operator.controller.memo import SELECTORS, ControllerMemo
+from tonnage_operator.controller.lists import SELECTORS
+from tonnage_operator.controller.memo import ControllerMemo
 from tonnage_operator.controller.metrics_recorder import MetricsRecorder, set_node_gauges
 from tonnage_operator.controller.modelweights_controller import ModelWeightsController
 from tonnage_operator.controller.nodecache_controller import NodeCacheController

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import kopf
 
 from tonnage_operator.api import names
-from tonnage_operator.controller.memo import SELECTORS
+from tonnage_operator.controller.lists import SELECTORS
 from tonnage_operator.kube.resources import JOBS, MODEL_WEIGHTS, NODE_CACHES, NODES, PODS
 
 if TYPE_CHECKING:

@@ -8,10 +8,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from tonnage_operator.api import names
-from tonnage_operator.controller.reconciler import relist
+from tonnage_operator.controller.lists import SELECTORS, relist
 from tonnage_operator.kube.client import ApiError
-from tonnage_operator.kube.resources import JOBS, MODEL_WEIGHTS, NODE_CACHES, NODES, PODS
 
 if TYPE_CHECKING:
     from tonnage_operator.controller.event_handlers import EventHandlers
@@ -22,15 +20,6 @@ if TYPE_CHECKING:
     from tonnage_operator.telemetry import Metrics
 
 _LOG = logging.getLogger("tonnage.watch")
-
-SELECTORS: Final[dict[Resource, str]] = {
-    MODEL_WEIGHTS: "",
-    NODE_CACHES: "",
-    NODES: "",
-    JOBS: f"{names.MANAGED_BY}={names.MANAGER}",
-    PODS: names.ROLE,
-}
-"""The watched kinds, each with the label selector that the API server applies."""
 
 _BURST_SECONDS: Final = 5.0
 """Objects that kopf lists within this time of each other belong to one list."""
@@ -95,5 +84,5 @@ class ControllerMemo:
         Raises:
             ApiError: A list failed.
         """
-        for resource, selector in SELECTORS.items():
-            await relist(self.state, self.client, resource, label_selector=selector)
+        for resource in SELECTORS:
+            await relist(self.state, self.client, resource)

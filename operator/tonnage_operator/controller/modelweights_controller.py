@@ -11,8 +11,9 @@ from tonnage_operator.api.modelweights import Delivery, Medium
 from tonnage_operator.api.nodecache import EntryKey
 from tonnage_operator.controller.event_recorder import EventRecorder
 from tonnage_operator.controller.job_control import Precondition
+from tonnage_operator.controller.lists import FreshLists, relist
 from tonnage_operator.controller.rate_limiter import RateLimiter
-from tonnage_operator.controller.reconciler import Reconciler, gather_bounded, relist
+from tonnage_operator.controller.reconciler import Reconciler, gather_bounded
 from tonnage_operator.controller.workqueue import Gone, StaleCache
 from tonnage_operator.domain import conditions, status_diff, units
 from tonnage_operator.domain.conditions import Event, Observation
@@ -21,7 +22,7 @@ from tonnage_operator.domain.modelweights.reconcile import decide
 from tonnage_operator.domain.modelweights.snapshot import POD_CREATION_TIMEOUT
 from tonnage_operator.domain.reasons import ConditionReason, EventReason
 from tonnage_operator.kube.client import ApiError
-from tonnage_operator.kube.resources import EVENTS, MODEL_WEIGHTS, NODE_CACHES, NODES
+from tonnage_operator.kube.resources import EVENTS, JOBS, MODEL_WEIGHTS, NODE_CACHES, NODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -65,6 +66,7 @@ class ModelWeightsController(Reconciler):
         self._enqueue_node = enqueue_node
         self._event_recorder = EventRecorder(client, metrics)
         self._metrics_recorder = metrics_recorder
+        self._record_lists = FreshLists(state, client, NODES, NODE_CACHES, JOBS)
         self._counts_rate_limiter = RateLimiter(burst=10, interval=_COUNTS_WRITE_INTERVAL)
 
     async def reconcile(self, uid: str) -> float | None:
@@ -237,7 +239,7 @@ class ModelWeightsController(Reconciler):
             return None
         deletion = plan_deletion(snapshot)
         obsolete = self._obsolete_jobs(deletion.delete)
-        waiting = deletion.waiting_message
+        waiting, given_up = deletion.waiting_message, False
         try:
             await self._create_jobs(record, deletion.apply)
         except ApiError as error:
@@ -245,12 +247,15 @@ class ModelWeightsController(Reconciler):
                 raise
             # The namespace is terminating or forbids the Job. Give up, so that the finalizer does not block deletion.
             _LOG.warning("Emptying a deleted object's claim failed: %s", error.message, extra=self._log_extra(record))
-            waiting = ""
+            waiting, given_up = "", True
         await self._delete_jobs(record, obsolete)
         await self._event_recorder.record(record, deletion.events)
         if waiting:
             await self._event_recorder.record(record, (Event(EventReason.DELETION_WAITING, waiting, key=waiting),))
             return min(_DELETION_RECHECK_INTERVAL, deletion.requeue_after or _DELETION_RECHECK_INTERVAL)
+        await self._record_lists.refresh()
+        if not given_up and plan_deletion(self._state.snapshot(record, snapshot.weights, snapshot.now)).waiting_message:
+            raise StaleCache
         await self._remove_finalizer(record)
         self._metrics_recorder.drop(record.namespace, record.name)
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from dataclasses import replace
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from tonnage_operator.api import names
 from tonnage_operator.api.nodecache import EntryState
 from tonnage_operator.controller.job_control import Precondition
-from tonnage_operator.controller.reconciler import Reconciler, gather_bounded, relist
+from tonnage_operator.controller.lists import FreshLists
+from tonnage_operator.controller.reconciler import Reconciler, gather_bounded
 from tonnage_operator.controller.workqueue import Gone, StaleCache
 from tonnage_operator.domain import status_diff
 from tonnage_operator.domain.nodecache.reconcile import decide_node
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("tonnage.nodes")
 
-_LIST_MAX_AGE: Final = 5.0
-"""Seconds for which a list of all ``ModelWeights`` counts as fresh before an eviction."""
 _LOAD_START_GRACE_PERIOD: Final = 2.0
 """Seconds before a started load is written to the ``NodeCache``, so that short loads cost one write."""
 
@@ -46,8 +44,7 @@ class NodeCacheController(Reconciler):
     ) -> None:
         super().__init__(state, client, metrics)
         self._enqueue_weights = enqueue_weights
-        self._last_list_time = float("-inf")
-        self._list_lock = asyncio.Lock()
+        self._weights_lists = FreshLists(state, client, MODEL_WEIGHTS)
         self._load_started_at: dict[str, float] = {}
         """Monotonic time of the start of a load that is not in the ``NodeCache`` yet, by node."""
 
@@ -70,7 +67,7 @@ class NodeCacheController(Reconciler):
         decision = decide_node(self._state.node_snapshot(node, datetime.now(UTC)))
         if decision.apply:
             # Evict only after a fresh list of ModelWeights: the cache may lag by minutes.
-            await self._refresh_weights()
+            await self._weights_lists.refresh()
             decision = decide_node(self._state.node_snapshot(node, datetime.now(UTC)))
         for uid in self._state.set_shortages(node.name, decision.shortages):
             self._enqueue_weights(uid)
@@ -111,13 +108,6 @@ class NodeCacheController(Reconciler):
         """Deletes the cleanup Jobs of a deleted node. Its load Jobs are deleted by ``ModelWeightsController``."""
         jobs = [job for job in self._state.jobs_on(name) if job.role == names.ROLE_CLEANUP and not job.deleting]
         await gather_bounded(lambda job: self._job_control.delete(job, Precondition(NODES, name, "")), jobs)
-
-    async def _refresh_weights(self) -> None:
-        async with self._list_lock:
-            if time.monotonic() - self._last_list_time < _LIST_MAX_AGE:
-                return
-            await relist(self._state, self._client, MODEL_WEIGHTS)
-            self._last_list_time = time.monotonic()
 
     async def _write_status(self, node: Node, cache: CacheRecord | None, status: NodeCacheStatus) -> CacheRecord:
         """Writes the status of a node's ``NodeCache``, and creates the object if it does not exist."""

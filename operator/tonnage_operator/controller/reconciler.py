@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from tonnage_operator.controller.state import ControllerState
     from tonnage_operator.kube.client import KubeClient
-    from tonnage_operator.kube.resources import Resource
     from tonnage_operator.telemetry import Metrics
 
 T = TypeVar("T")
@@ -33,16 +32,6 @@ async def gather_bounded(func: Callable[[T], Awaitable[object]], items: Iterable
     for result in results:
         if isinstance(result, BaseException):
             raise result
-
-
-async def relist(state: ControllerState, client: KubeClient, resource: Resource, *, label_selector: str = "") -> None:
-    """Replaces the cached objects of one kind by a fresh list.
-
-    Raises:
-        ApiError: The list failed; the cache is unchanged.
-    """
-    items, version = await client.list(resource, label_selector=label_selector)
-    state.store_for(resource).replace(items, version)
 
 
 class Reconciler:

@@ -26,6 +26,7 @@ from operator_support.harness import (
 from operator_support.pods import create_pvc
 from support.waiting import eventually
 from tonnage_operator.api import names
+from tonnage_operator.controller.lists import SELECTORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -248,6 +249,7 @@ def two_controllers(faulty_proxy: FaultyProxy, control_plane: ControlPlane) -> I
         ControllerThread(static_client_config(first_proxy.url), make_installation()) as first,
         ControllerThread(static_client_config(faulty_proxy.url), make_installation()) as behind,
     ):
+        eventually(lambda: first_proxy.open_watches == faulty_proxy.open_watches == len(SELECTORS))
         yield TwoControllers(first, first_proxy, behind, faulty_proxy)
 
 
@@ -327,19 +329,40 @@ def test_a_controller_that_does_not_know_a_node_yet_deletes_no_load_on_it(
 def test_a_controller_that_does_not_know_a_node_yet_deletes_no_cleanup_on_it(
     harness: OperatorHarness, fake_loaders: FakeLoaders, two_controllers: TwoControllers
 ) -> None:
-    """It never learned of the node by the load Job: it did not see that either."""
-    two_controllers.behind_proxy.delay_watch = _watches_of("nodes", "jobs")
+    """It sees nothing but the cleanup Job."""
+    two_controllers.behind_proxy.delay_watch = _watches_of("modelweights", "nodecaches", "nodes", "jobs", "pods")
     fake_loaders.block_cleanups = True
     harness.create()
     (node,) = harness.add_nodes("a")
     harness.wait_for_condition("Warm")
     harness.delete()
     eventually(lambda: len(_cleanup_jobs(harness, node)) == 1)
-    two_controllers.behind_proxy.delay_watch = _watches_of("nodes")
+    two_controllers.behind_proxy.delay_watch = _watches_of("modelweights", "nodecaches", "nodes", "pods")
     two_controllers.assert_kept(_cleanup_jobs(harness, node)[0])
     fake_loaders.block_cleanups = False
     eventually(harness.is_gone, timeout=25)
     assert _count_runs(fake_loaders, [node]) == {(role, node): 1 for role in ("resolve", "load", "cleanup")}
+
+
+def test_a_controller_with_outdated_records_lets_no_object_go_before_its_entries(
+    harness: OperatorHarness, fake_loaders: FakeLoaders, two_controllers: TwoControllers
+) -> None:
+    two_controllers.behind_proxy.delay_watch = _watches_of("nodecaches", "nodes", "jobs")
+    fake_loaders.block_loads = fake_loaders.block_cleanups = True
+    harness.create()
+    (node,) = harness.add_nodes("a")
+    eventually(lambda: len(harness.jobs(names.ROLE_LOAD)) == 1)
+    harness.delete()
+    eventually(lambda: two_controllers.behind.is_deleting(harness.namespace))
+    two_controllers.behind.reconcile_all()
+    assert not harness.is_gone()
+    fake_loaders.block_loads = False
+    eventually(lambda: len(_cleanup_jobs(harness, node)) == 1, timeout=25)
+    two_controllers.behind.reconcile_all()
+    assert not harness.is_gone()
+    fake_loaders.block_cleanups = False
+    eventually(harness.is_gone, timeout=25)
+    assert not harness.entry_states(node)
 
 
 def test_a_controller_takes_a_job_of_another_one_under_the_name_of_its_own_for_no_copy(
