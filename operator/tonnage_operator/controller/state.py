@@ -221,11 +221,12 @@ class ControllerState:
 
     def record_created_job(self, body: Body) -> None:
         """Stores a Job that this process has created, and remembers it: another one of this name may be a copy."""
-        self.jobs.put(body)
-        if job := self.jobs.get(body["metadata"]["uid"]):
-            self._created_jobs[job.namespace, job.name] = (job.uid, job.signed_at)
+        metadata = body["metadata"]
+        signed_at = (metadata.get("annotations") or {}).get(names.SIGNED_AT, "")
+        self._created_jobs[metadata["namespace"], metadata["name"]] = (metadata["uid"], signed_at)
         if len(self._created_jobs) > _MAX_CREATED_JOBS:
             self._created_jobs.popitem(last=False)
+        self.jobs.put(body)
 
     def _is_copy(self, job: Job) -> bool:
         """Returns whether a Job has a signature that is no later than that of one which this process has created.
