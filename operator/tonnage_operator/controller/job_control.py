@@ -25,13 +25,13 @@ from tonnage_operator.domain import signing, units
 from tonnage_operator.domain.nodecache.capacity import has_room
 from tonnage_operator.domain.specs.namespace_limits import fit_job
 from tonnage_operator.kube.client import ApiError
-from tonnage_operator.kube.resources import JOBS
+from tonnage_operator.kube.resources import JOBS, NODE_CACHES
 from tonnage_operator.namespace_rules import NamespaceRules
 
 if TYPE_CHECKING:
     from tonnage_operator.api.base import Body
     from tonnage_operator.api.nodecache import EntryKey
-    from tonnage_operator.controller.state import ControllerState
+    from tonnage_operator.controller.state import CacheRecord, ControllerState
     from tonnage_operator.domain.observed.job import Job
     from tonnage_operator.kube.client import KubeClient
     from tonnage_operator.kube.resources import Resource
@@ -57,6 +57,14 @@ class Precondition:
     entry_key: EntryKey | None = None
     required_bytes: int = 0
     """Bytes that must be reserved for this entry; 0: none."""
+
+    @classmethod
+    def of_node_cache(
+        cls, node: str, cache: CacheRecord | None, *, entry_key: EntryKey | None = None, required_bytes: int = 0
+    ) -> Precondition:
+        """Returns that a node's ``NodeCache`` is still the given one; None: that the node still has none."""
+        version = cache.resource_version if cache else ""
+        return cls(NODE_CACHES, node, version, entry_key=entry_key, required_bytes=required_bytes)
 
 
 class JobControl:

@@ -163,15 +163,13 @@ class ModelWeightsController(Reconciler):
         async def create(job: Body) -> None:
             annotations, role = job["metadata"]["annotations"], job["metadata"]["labels"][names.ROLE]
             node = annotations.get(names.NODE, "")
-            cache = self._state.node_cache(node)
             precondition = own_precondition
             if self._state.node(node):
                 entry_key = EntryKey(annotations[names.CACHE_KEY], Medium(annotations[names.MEDIUM]))
                 request = self._state.load_requests.get(node, {}).get(record.uid)
-                precondition = Precondition(
-                    NODE_CACHES,
+                precondition = Precondition.of_node_cache(
                     node,
-                    cache.resource_version if cache else "",
+                    self._state.node_cache(node),
                     entry_key=entry_key,
                     required_bytes=request.bytes if request and role == names.ROLE_LOAD else 0,
                 )
@@ -192,8 +190,7 @@ class ModelWeightsController(Reconciler):
             return None
         if self._state.node(node) is None:
             return Precondition(NODES, node, "")
-        cache = self._state.node_cache(node)
-        return Precondition(NODE_CACHES, node, cache.resource_version if cache else "")
+        return Precondition.of_node_cache(node, self._state.node_cache(node))
 
     async def _delete_jobs(
         self, record: WeightsRecord, jobs: tuple[ObsoleteJob, ...], *, is_current: bool = False

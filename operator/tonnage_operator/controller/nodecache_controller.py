@@ -60,7 +60,7 @@ class NodeCacheController(Reconciler):
         except ApiError as error:
             if not error.conflict:
                 raise
-            await self._job_control.check_precondition(_precondition(node, self._state.node_cache(name)))
+            await self._job_control.check_precondition(Precondition.of_node_cache(name, self._state.node_cache(name)))
             raise StaleCache from error
 
     async def _reconcile(self, node: Node) -> float | None:
@@ -77,7 +77,7 @@ class NodeCacheController(Reconciler):
                 return delay
             cache = await self._write_status(node, cache, decision.status)
         self._load_started_at.pop(node.name, None)
-        precondition = _precondition(node, cache)
+        precondition = Precondition.of_node_cache(node.name, cache)
         await self._create_jobs(node, precondition, decision.apply)
         if decision.delete:
             await self._job_control.check_precondition(precondition)
@@ -146,7 +146,3 @@ class NodeCacheController(Reconciler):
         if cache is None:
             raise Gone
         return cache
-
-
-def _precondition(node: Node, cache: CacheRecord | None) -> Precondition:
-    return Precondition(NODE_CACHES, node.name, cache.resource_version if cache else "")

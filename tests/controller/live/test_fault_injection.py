@@ -199,7 +199,6 @@ def test_a_controller_with_a_stale_cache_repeats_no_job(
 ) -> None:
     """It sees Jobs created and deleted, but neither the NodeCaches with their results nor the object's deletion."""
     nodes = harness.add_nodes("a")
-    records = ("/modelweights", "/nodecaches")
     fake_loaders.block_resolves = True
     with (
         ControllerThread(admin_client_config(harness.plane), make_installation()) as first,
@@ -207,7 +206,7 @@ def test_a_controller_with_a_stale_cache_repeats_no_job(
     ):
         harness.create()
         eventually(lambda: behind.has_jobs_in(harness.namespace) and first.app.idle)
-        faulty_proxy.delay_watch = lambda path: path.endswith(records)
+        faulty_proxy.delay_watch = _watches_of("modelweights", "nodecaches")
         fake_loaders.block_resolves = False
         harness.wait_for_condition("Warm")
         eventually(lambda: not harness.jobs() and not behind.has_jobs_in(harness.namespace))
@@ -216,7 +215,7 @@ def test_a_controller_with_a_stale_cache_repeats_no_job(
         eventually(harness.is_gone, timeout=25)
         eventually(lambda: not behind.has_jobs_in(harness.namespace))
         behind.reconcile_all()
-        faulty_proxy.delay_watch = lambda _path: False
+        faulty_proxy.delay_watch = _none
         behind.reconcile_all()
     assert _count_runs(fake_loaders, nodes) == {(role, nodes[0]): 1 for role in ("resolve", "load", "cleanup")}
     assert not harness.entry_states(nodes[0])
